@@ -1,0 +1,43 @@
+"""Everything a person sees while something runs: progress and messages on stderr, results on stdout."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+# Progress goes to stderr, so that `--json -` and tables can be piped.
+console = Console(stderr=True, highlight=False)
+
+
+def progress(*columns: TextColumn) -> Progress:
+    """A progress display with bar, count and ETA on stderr; shows nothing where stderr is not a terminal.
+
+    Args:
+        columns: Further columns, shown behind the count.
+    """
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *columns,
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar.
+
+    Args:
+        items: What to iterate over.
+        description: Shown in front of the bar.
+        total: The number of items, where `items` has no length.
+    """
+    with progress() as bar:
+        yield from bar.track(items, total=total, description=description)
