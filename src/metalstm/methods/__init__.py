@@ -1,0 +1,32 @@
+"""Ways to learn from a support set."""
+
+import torch
+
+from metalstm.learners import Conv4
+from metalstm.methods.base import Adapted, Method
+from metalstm.methods.gradient import GradientMethod, Step
+from metalstm.methods.metric import PixelNearestNeighbor
+from metalstm.optimizers import MetaLSTM
+from metalstm.recipes import RunConfig
+
+__all__ = ["Adapted", "GradientMethod", "Method", "PixelNearestNeighbor", "Step", "build"]
+
+
+def build(config: RunConfig) -> GradientMethod:
+    """The method that a configuration describes, with weights drawn by its seed."""
+    settings = config.settings
+    generator = torch.Generator().manual_seed(config.seed)
+    return GradientMethod(
+        Conv4(config.image_shape, settings.filters, settings.conv_bias),
+        MetaLSTM(settings.hidden_size, settings.forget_bias, settings.input_bias, generator),
+        config.n_way,
+        settings.epochs,
+        settings.batch_size,
+        settings.order,
+        settings.query_norm,
+        settings.train_query_norm,
+        settings.norm_momentum,
+        settings.divide_gradient,
+        settings.shared_head,
+        generator,
+    )

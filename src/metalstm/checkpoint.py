@@ -1,0 +1,135 @@
+"""Checkpoints: tensors in safetensors, everything else as JSON in its header. Loading one executes nothing."""
+
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from metalstm.errors import UserError, unknown
+from metalstm.methods import Method, build
+from metalstm.recipes import RunConfig
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: to a temporary name, synced, then renamed.
+
+    Raises:
+        UserError: The disk is full, or may not be written to.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path} ({len(content):,} bytes): {error.strerror}: free some space or choose another folder"
+        ) from error
+
+
+def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    """Write tensors and plain values to one safetensors file, whole or not at all."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write(path, serialize(tensors, metadata={"metalstm": json.dumps(meta)}))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save` wrote.
+
+    Raises:
+        UserError: The file is missing, damaged, or not a checkpoint of metalstm.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {})["metalstm"])
+            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if not path.exists():
+            raise UserError(f"no checkpoint at {path}") from error
+        raise UserError(f"{path} is damaged or not a checkpoint of metalstm ({error}): get or train it anew") from error
+
+
+def load_method(name: str | Path) -> tuple[Method, RunConfig, dict[str, Any]]:
+    """The method that a checkpoint holds.
+
+    Args:
+        name: The name of a shipped checkpoint, a run folder or a file.
+
+    Returns:
+        The method in evaluation mode, the configuration of its run, and all plain values of the checkpoint.
+
+    Raises:
+        UserError: The name is unknown, or the file damaged.
+    """
+    path = find(name)
+    tensors, meta = load(path)
+    try:
+        config = RunConfig.from_dict(meta["config"])
+        method = build(config)
+        prefix = "method."
+        method.load_state_dict({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} does not fit this version of metalstm ({reason}): train it anew") from error
+    return method.eval(), config, meta
+
+
+def shipped() -> dict[str, Path]:
+    """The checkpoints in the package: name -> path."""
+    folder = Path(str(resources.files("metalstm"))) / "checkpoints"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def find(name: str | Path) -> Path:
+    """The file of a shipped checkpoint's name, of a run folder (its best by meta-val) or of a path.
+
+    Raises:
+        UserError: There is no such thing.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if (path / "best.safetensors").exists():
+            return path / "best.safetensors"
+        raise UserError(f"{path} holds no best.safetensors: train until the first validation, or name another run folder")
+    if path.exists():
+        return path
+    if path.suffix or len(path.parts) > 1:
+        raise UserError(f"no checkpoint at {path}: give a run folder, a file, or one of {', '.join(shipped())}")
+    if str(name) not in shipped():
+        raise unknown("checkpoint", str(name), shipped())
+    return shipped()[str(name)]
+
+
+def sha256(path: Path) -> str:
+    """The checksum of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def training_state(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """All tensors that training goes on from: the method's, and the outer optimiser's per parameter."""
+    state = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+    return state
+
+
+def restore_training_state(method: Method, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `training_state` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".")
+            state.setdefault(int(index), {})[name] = tensor
+    method.load_state_dict({key.removeprefix("method."): t for key, t in tensors.items() if key.startswith("method.")})
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

@@ -1,0 +1,113 @@
+"""Episodes: small data sets, each a support set to learn from and a query set to be tested on."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from metalstm.datasets import ImagesByClass
+from metalstm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Support:
+    """What a learner is trained on."""
+
+    x: Float[Tensor, "*tasks n_support channels height width"]  # in 0..1
+    y: Int[Tensor, "*tasks n_support"]  # 0 .. n_way - 1
+    n_way: int
+
+    def to(self, device: torch.device | str) -> "Support":
+        """A copy on another device."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Query:
+    """What an adapted learner is tested on."""
+
+    x: Float[Tensor, "*tasks n_query channels height width"]
+    y: Int[Tensor, "*tasks n_query"]
+
+    def to(self, device: torch.device | str) -> "Query":
+        """A copy on another device."""
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One task, or a batch of tasks of equal shape."""
+
+    support: Support
+    query: Query
+
+    def to(self, device: torch.device | str) -> "Episode":
+        """A copy on another device."""
+        return Episode(self.support.to(device), self.query.to(device))
+
+
+class EpisodeSampler:
+    """Episode number k of a meta-set: a function of the seed and k alone.
+
+    Whoever asks, in whatever order, on whatever machine and in however many processes, gets the same episode. Classes
+    are drawn without replacement, and so are the images of a class. The support set is shuffled; queries lie class by
+    class.
+
+    Args:
+        images: The meta-set.
+        n_way: Classes an episode.
+        n_shot: Support images a class.
+        n_query: Query images a class; 15 in the paper.
+        seed: Episodes with another seed are other episodes.
+
+    Raises:
+        UserError: Too few classes, or too few images in one of them.
+    """
+
+    def __init__(self, images: ImagesByClass, n_way: int, n_shot: int, n_query: int = 15, seed: int = 0):
+        for name, value, least in (("--n-way", n_way, 2), ("--n-shot", n_shot, 1), ("--n-query", n_query, 0)):
+            if value < least:
+                raise UserError(f"{name} {value}: must be at least {least}")
+        if n_way > len(images.classes):
+            raise UserError(
+                f"{n_way}-way episodes need {n_way} classes, but there are {len(images.classes)}: "
+                f"add {n_way - len(images.classes)}, or pass a smaller --n-way"
+            )
+        needed = n_shot + n_query
+        for name, (start, stop) in zip(images.classes, images.spans, strict=True):
+            if stop - start < needed:
+                most = max(int(stop - start) - n_shot, 0)
+                raise UserError(
+                    f"class {name!r} has {stop - start} images, but {n_shot}-shot with {n_query} queries needs {needed}: "
+                    f"add {needed - (stop - start)}, or pass --n-query {most}"
+                )
+        self.images, self.n_way, self.n_shot, self.n_query, self.seed = images, n_way, n_shot, n_query, seed
+
+    def __getitem__(self, index: int) -> Episode:
+        """Episode number `index`."""
+        return self.batch([index])
+
+    def batch(self, indices: list[int] | range) -> Episode:
+        """The episodes of these numbers as a batch of tasks, (n_tasks, ...)."""
+        support, labels, query = zip(*(self._draw(index) for index in indices), strict=True)
+        query_y = torch.arange(self.n_way).repeat_interleave(self.n_query).expand(len(indices), -1)
+        return Episode(
+            Support(self._load(np.stack(support)), torch.from_numpy(np.stack(labels)), self.n_way),
+            Query(self._load(np.stack(query)), query_y),
+        )
+
+    def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of the support images, their labels, and rows of the query images."""
+        rng = np.random.default_rng([self.seed, index])
+        classes = rng.choice(len(self.images.classes), self.n_way, replace=False)
+        rows = np.stack(
+            [rng.choice(np.arange(*self.images.spans[c]), self.n_shot + self.n_query, replace=False) for c in classes]
+        )
+        order = rng.permutation(self.n_way * self.n_shot)
+        labels = np.repeat(np.arange(self.n_way), self.n_shot)
+        return rows[:, : self.n_shot].reshape(-1)[order], labels[order], rows[:, self.n_shot :].reshape(-1)
+
+    def _load(self, rows: np.ndarray) -> Float[Tensor, "n_tasks n channels height width"]:
+        return torch.from_numpy(self.images.images[rows]).movedim(-1, -3).float().div_(255)

@@ -1,0 +1,115 @@
+"""The learned optimiser: an LSTM whose cell state is the learner's parameters."""
+
+from math import exp
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from metalstm.optimizers.base import InnerOptimizer
+
+P = 10.0  # scale of the preprocessing, section 3.2
+
+
+class MetaLSTMState(NamedTuple):
+    """What the meta-learner remembers of each coordinate; coordinates are contiguous, which is faster."""
+
+    h: Float[Tensor, "*tasks hidden n_params"]  # output of the ordinary LSTM
+    c: Float[Tensor, "*tasks hidden n_params"]  # its cell
+    f: Float[Tensor, "*tasks n_params"]  # forget gate before the sigmoid
+    i: Float[Tensor, "*tasks n_params"]  # input gate before the sigmoid
+
+
+class MetaLSTM(InnerOptimizer[MetaLSTMState]):
+    """theta <- f * theta - i * grad, with the gates f and i learned and every coordinate of theta an LSTM cell.
+
+    Gradient and loss are preprocessed and passed through an ordinary LSTM; its output h, theta and the previous gate
+    (before its sigmoid, as in the authors' code) make the next gate. All weights are shared across coordinates.
+
+    Args:
+        hidden_size: Of the ordinary LSTM; 20 in the paper.
+        forget_bias: Range of the uniform distribution from which b_F is drawn.
+        input_bias: The same for b_I. sigmoid(b_I) is the learning rate from which meta-training starts.
+        generator: Source of the random weights; torch's own by default.
+
+    References:
+        Ravi & Larochelle 2017, sections 3.1 and 3.2; initial ranges from the authors' code.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 20,
+        forget_bias: tuple[float, float] = (4.0, 5.0),
+        input_bias: tuple[float, float] = (-5.0, -4.0),
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+
+        def uniform(low: float, high: float, *shape: int) -> nn.Parameter:
+            return nn.Parameter(low + (high - low) * torch.rand(shape, generator=generator))
+
+        self.hidden_size = hidden_size
+        # The ordinary LSTM: rows are its input, forget, cell and output gates, as in torch.nn.LSTM.
+        self.weight_x = uniform(-0.01, 0.01, 4 * hidden_size, 4)
+        self.weight_h = uniform(-0.01, 0.01, 4 * hidden_size, hidden_size)
+        self.bias = uniform(-0.01, 0.01, 4 * hidden_size)
+        # W_F and W_I: h, theta, previous gate.
+        self.weight_f = uniform(-0.01, 0.01, hidden_size + 2)
+        self.weight_i = uniform(-0.01, 0.01, hidden_size + 2)
+        self.bias_f = uniform(*forget_bias)
+        self.bias_i = uniform(*input_bias)
+
+    def init(self, theta: Float[Tensor, "*tasks n_params"]) -> MetaLSTMState:
+        """Zeros."""
+        hidden = theta.new_zeros(*theta.shape[:-1], self.hidden_size, theta.shape[-1])
+        gate = torch.zeros_like(theta)
+        return MetaLSTMState(hidden, hidden, gate, gate)
+
+    def update(
+        self,
+        theta: Float[Tensor, "*tasks n_params"],
+        grad: Float[Tensor, "*tasks n_params"],
+        loss: Float[Tensor, "*tasks"],
+        state: MetaLSTMState,
+    ) -> tuple[Float[Tensor, "*tasks n_params"], MetaLSTMState]:
+        """One step of the learned optimiser: theta <- f * theta - i * grad.
+
+        Args:
+            theta: The learner's parameters; one coordinate is one LSTM cell.
+            grad: d loss / d theta; a constant for the meta-gradient in first order.
+            loss: Mean cross-entropy of the mini-batch, in nats.
+            state: From `init` or the previous `update`.
+
+        Returns:
+            The new parameters and state.
+
+        References:
+            Ravi & Larochelle 2017, section 3.1, equations for i_t and f_t.
+        """
+        x = torch.stack([*preprocess(grad), *(part[..., None].expand_as(grad) for part in preprocess(loss))], -2)
+        h, c = self._lstm(x, state.h, state.c)
+        f = self._gate(self.weight_f, self.bias_f, h, theta, state.f)
+        i = self._gate(self.weight_i, self.bias_i, h, theta, state.i)
+        theta = f.sigmoid() * theta - i.sigmoid() * grad
+        return theta, MetaLSTMState(h, c, f, i)
+
+    def _lstm(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        gates = torch.cat([self.weight_x, self.weight_h], 1) @ torch.cat([x, h], -2) + self.bias[:, None]
+        input_, forget, cell, output = gates.chunk(4, -2)
+        c = forget.sigmoid() * c + input_.sigmoid() * cell.tanh()
+        return output.sigmoid() * c.tanh(), c
+
+    def _gate(self, weight: Tensor, bias: Tensor, h: Tensor, theta: Tensor, previous: Tensor) -> Tensor:
+        return weight[:-2] @ h + weight[-2] * theta + weight[-1] * previous + bias
+
+
+def preprocess(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Split numbers of any size into a logarithm and a sign, both of order one.
+
+    (log|x| / p, sign x) where |x| >= e^-p, else (-1, e^p x), with p = 10.
+
+    References:
+        Ravi & Larochelle 2017, section 3.2, after Andrychowicz et al. 2016, appendix A.
+    """
+    return x.abs().clamp(min=exp(-P)).log() / P, (x * exp(P)).clamp(-1, 1)

@@ -1,0 +1,156 @@
+"""Typed configuration, and the named recipes: plain values, so that the command line can show them at once."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from metalstm.errors import UserError, unknown
+
+METHODS = ("meta-lstm",)
+RECIPES = ("paper", "best")
+QueryNorm = Literal["running", "support", "batch"]
+
+
+@dataclass(frozen=True)
+class MetaLSTMSettings:
+    """The Meta-Learner LSTM; the defaults are the paper's for 5-shot."""
+
+    filters: int = 32
+    """Filters of each of the learner's four convolutions."""
+    conv_bias: bool = True
+    """Whether the learner's convolutions have a bias, which batch normalisation cancels."""
+    hidden_size: int = 20
+    """Hidden size of the meta-learner's LSTM."""
+    forget_bias: tuple[float, float] = (4.0, 5.0)
+    """b_F starts uniformly in this range: f is near 1."""
+    input_bias: tuple[float, float] = (-5.0, -4.0)
+    """b_I starts uniformly in this range: sigmoid(b_I) is the first learning rate."""
+    epochs: int = 8
+    """Passes over the support set."""
+    batch_size: int = 25
+    """Support images in a mini-batch of the inner loop."""
+    order: Literal[1, 2] = 1
+    """1: losses and gradients of the learner are constants for the meta-gradient; 2: second derivatives flow."""
+    divide_gradient: bool = True
+    """Divide the gradient by the mini-batch size a second time, as the authors' code does."""
+    query_norm: QueryNorm = "running"
+    """Moments that normalise queries: running averages, the support set's own, the query batch's (transductive)."""
+    train_query_norm: QueryNorm = "batch"
+    """The same in meta-training."""
+    norm_momentum: float = 0.95
+    """Weight of the new batch in the running averages."""
+    shared_head: bool = False
+    """One learned head row starts every class, so that any number of classes is served."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The outer loop; the defaults are the paper's for 5-shot."""
+
+    episodes: int = 50_000
+    """Meta-train episodes at the most."""
+    meta_batch: int = 1
+    """Episodes an outer step."""
+    lr: float = 1e-3
+    """Adam's learning rate."""
+    lr_decay: bool = False
+    """Let the learning rate fall to zero over `episodes` along half a cosine."""
+    clip: float = 0.25
+    """Largest norm of the meta-gradient, over all meta-parameters."""
+    rotations: bool = False
+    """Add each meta-train class turned by 90, 180 and 270 degrees as new classes."""
+    val_every: int = 1000
+    """Episodes between two validations."""
+    val_episodes: int = 100
+    """Meta-val episodes a validation."""
+    patience: int = 10
+    """Stop after this many validations without gain."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All that a run, or a checkpoint, was made of."""
+
+    method: str = "meta-lstm"
+    recipe: str = "best"
+    data: str = "glyphs"
+    data_digest: str = ""
+    licence: str = ""
+    image_shape: tuple[int, int, int] = (1, 28, 28)
+    n_way: int = 5
+    n_shot: int = 5
+    n_query: int = 15
+    seed: int = 0
+    settings: MetaLSTMSettings = field(default_factory=MetaLSTMSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON would give them back."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
+        """The inverse of `to_dict`.
+
+        Raises:
+            TypeError: A name is missing or unknown.
+        """
+        nested = {"settings": MetaLSTMSettings(**values["settings"]), "training": TrainingSettings(**values["training"])}
+        return cls(**{**values, **nested, "image_shape": tuple(values["image_shape"])})
+
+
+def named(method: str, recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, TrainingSettings]:
+    """The settings of a recipe for a data set and a number of shots.
+
+    `paper` is the authors' to the letter, save that the checkpoint is chosen on meta-val. `best` is what measured
+    best; each of its departures is one field.
+
+    Raises:
+        UserError: The method or the recipe is unknown.
+    """
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    few = n_shot < 5  # the paper has a schedule for 1 and one for 5 shots
+    settings, training = MetaLSTMSettings(), TrainingSettings()
+    if few:
+        settings = replace(settings, epochs=12, batch_size=5, norm_momentum=0.9)
+        training = replace(training, episodes=75_000)
+    if recipe == "paper":
+        return settings, replace(training, patience=10**9)
+    settings = replace(
+        settings,
+        conv_bias=False,
+        input_bias=(-2.5, -2.5),
+        batch_size=25,
+        order=2,
+        divide_gradient=False,
+        query_norm="support",
+        train_query_norm="support",
+        shared_head=True,
+    )
+    return settings, replace(training, rotations=data == "omniglot")
+
+
+def check(settings: MetaLSTMSettings, training: TrainingSettings) -> None:
+    """Hold numbers against what makes sense.
+
+    Raises:
+        UserError: Naming every value that does not, and what is allowed.
+    """
+    least = {"filters": 1, "hidden_size": 1, "epochs": 1, "batch_size": 1}
+    least |= {"episodes": 1, "meta_batch": 1, "val_every": 1, "val_episodes": 2, "patience": 1}
+    values = asdict(settings) | asdict(training)
+    wrong = [
+        f"--{name.replace('_', '-')} {values[name]}: must be at least {low}"
+        for name, low in least.items()
+        if values[name] < low
+    ]
+    wrong += [
+        f"--{name.replace('_', '-')} {values[name]}: must be above 0" for name in ("lr", "clip") if values[name] <= 0
+    ]
+    if not 0 < settings.norm_momentum <= 1:
+        wrong.append(f"--norm-momentum {settings.norm_momentum}: must be above 0 and at most 1")
+    if wrong:
+        raise UserError("; ".join(wrong))

@@ -1,0 +1,158 @@
+"""What a run looks like: learning curve, pictures of the gates, the demo's page."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from metalstm import checkpoint
+from metalstm.episodes import Episode
+from metalstm.learners import Layout
+from metalstm.methods import GradientMethod
+from metalstm.optimizers import MetaLSTMState
+
+
+def learning_curve(metrics: Path) -> Figure:
+    """Loss, accuracy and meta-val accuracy against episodes, from a run's `metrics.jsonl`."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    episodes = [line["episode"] for line in lines]
+    for axes, key, label in ((left, "loss", "query loss (nats)"), (right, "accuracy", "query accuracy (%)")):
+        values = np.array([line[key] for line in lines])
+        window = max(1, len(values) // 25)
+        axes.plot(episodes, values, color="0.8", linewidth=0.8)
+        smooth = np.convolve(values, np.ones(window) / window, "valid")
+        axes.plot(episodes[window - 1 :], smooth, label=f"meta-train, mean of {window}" if window > 1 else "meta-train")
+        axes.set(xlabel="meta-train episodes", ylabel=label)
+        axes.grid(alpha=0.3)
+    measured = [(line["episode"], line["meta_val"]) for line in lines if "meta_val" in line]
+    if measured:
+        right.plot(*zip(*measured, strict=True), "o-", markersize=3, label="meta-val")
+        best = max(measured, key=lambda point: point[1])
+        right.plot(*best, "*", markersize=13, color="C3", label=f"chosen: {best[1]:.1f} % at {best[0]:,}")
+    right.legend(loc="lower right")
+    return figure
+
+
+@torch.no_grad()
+def gates(method: GradientMethod, episodes: Episode) -> Figure:
+    """The paper's picture: f and i of each layer against the inner step, a line for each task.
+
+    Args:
+        method: With a `MetaLSTM` inside.
+        episodes: A batch of tasks, one dimension of them; their support sets are adapted to.
+
+    References:
+        Ravi & Larochelle 2017, section 5.3, figure 2.
+    """
+    layers = _layers(method.learner.layout(episodes.support.n_way))
+    values: list[torch.Tensor] = []  # a step: (2, n_layers, n_tasks)
+    for step in method.trajectory(episodes.support):
+        state: MetaLSTMState = step.state
+        values.append(
+            torch.stack([torch.stack([gate.sigmoid()[:, s].mean(1) for s in layers.values()]) for gate in (state.f, state.i)])
+        )
+    lines = torch.stack(values, -1).cpu()  # (2, n_layers, n_tasks, n_steps)
+    figure = Figure(figsize=(2.3 * len(layers), 4.2), layout="constrained")
+    grid = figure.subplots(2, len(layers), sharex=True, sharey="row", squeeze=False)
+    steps = range(1, lines.shape[-1] + 1)
+    for row, (name, color) in enumerate((("forget gate f", "C0"), ("input gate i", "C1"))):
+        for column, layer in enumerate(layers):
+            axes = grid[row][column]
+            axes.plot(steps, lines[row, column].T, color=color, alpha=0.15, linewidth=0.7)
+            axes.plot(steps, lines[row, column].mean(0), color="black", linewidth=1.6)
+            axes.grid(alpha=0.3)
+            if row == 0:
+                axes.set_title(layer)
+            else:
+                axes.set_xlabel("inner step")
+        grid[row][0].set_ylabel(name)
+    figure.suptitle(f"Learned gates, mean over a layer: {lines.shape[2]} tasks, black their mean")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    checkpoint.write(path, png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    """A picture as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def episode_picture(episode: Episode) -> Figure:
+    """One task as a person sees it: the support set on the left, some queries of each class on the right."""
+    support, query = episode.support, episode.query
+    n_way = support.n_way
+    columns = [
+        (support.x[0][support.y[0] == label][:5], query.x[0][query.y[0] == label][:8]) for label in range(n_way)
+    ]
+    n_left, n_right = len(columns[0][0]), len(columns[0][1])
+    figure = Figure(figsize=(0.62 * (n_left + n_right + 1), 0.66 * n_way + 0.5), layout="constrained")
+    grid = figure.subplots(n_way, n_left + n_right + 1, squeeze=False)
+    for row, (left, right) in zip(grid, columns, strict=True):
+        for axes in row:
+            axes.axis("off")
+        for axes, image in zip([*row[:n_left], *row[n_left + 1 :]], [*left, *right], strict=True):
+            picture = image.movedim(0, -1).cpu().numpy()
+            axes.imshow(1 - picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
+    grid[0][0].set_title("support", loc="left", fontsize=9)
+    grid[0][n_left + 1].set_title("queries", loc="left", fontsize=9)
+    return figure
+
+
+def page(title: str, blocks: Sequence[str | Figure | tuple[Sequence[str], Sequence[Sequence[str]]]]) -> str:
+    """A self-contained HTML page.
+
+    Args:
+        title: Its heading.
+        blocks: In order: texts, pictures, and tables as (head, rows).
+    """
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    for block in blocks:
+        if isinstance(block, str):
+            body.append(f"<p>{html.escape(block)}</p>")
+        elif isinstance(block, Figure):
+            body.append(f'<img alt="" src="data:image/png;base64,{base64.b64encode(png(block)).decode()}">')
+        else:
+            head, rows = block
+            cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+            body.append(f"<table><tr>{cells}</tr>")
+            body += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+            body.append("</table>")
+    return _PAGE.format(title=html.escape(title), body="\n".join(body))
+
+
+def _layers(layout: Layout) -> dict[str, slice]:
+    """The stretch of theta that each layer of the learner takes: its convolution and normalisation, or its head."""
+    layers: dict[str, slice] = {}
+    for name, (place, _) in layout.items():
+        layer = name.split(".")[0].replace("norm", "conv")
+        start = layers[layer].start if layer in layers else place.start
+        layers[layer] = slice(start, place.stop)
+    return layers
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+table {{ border-collapse: collapse; margin: 1rem 0; }}
+th, td {{ text-align: left; padding: .35rem 1rem .35rem 0; border-bottom: 1px solid #8886; }}
+img {{ max-width: 100%; background: white; border-radius: 6px; margin: .5rem 0; }}
+</style></head><body>
+{body}
+</body></html>
+"""

@@ -1,0 +1,206 @@
+"""The outer loop."""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import TextColumn
+
+from metalstm import checkpoint
+from metalstm.console import console, progress
+from metalstm.datasets import MetaSets
+from metalstm.episodes import EpisodeSampler
+from metalstm.errors import UserError
+from metalstm.evaluation import evaluate
+from metalstm.methods import build
+from metalstm.recipes import RunConfig
+
+LOG_EVERY = 50  # episodes between two lines of metrics.jsonl; the resume state is saved as often
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; everything is saved."""
+
+
+def train(
+    config: RunConfig, meta_sets: MetaSets, out: Path, resume: bool = False, device: torch.device | str = "cpu"
+) -> None:
+    """Meta-train a method, and leave a run folder.
+
+    The folder holds `config.json`, `metrics.jsonl`, `best.safetensors` (the best by meta-val) and `last.safetensors`
+    (the last iterate, with all that is needed to go on). Episodes are functions of the seed and their number, so that
+    a resumed run ends with the very weights of an uninterrupted one, given the same machine and threads.
+
+    Args:
+        config: What to train and how.
+        meta_sets: The data.
+        out: The run folder.
+        resume: Go on with the run in `out`, if there is one.
+        device: Where to train.
+
+    Raises:
+        UserError: `out` holds a run and `resume` is not set, or holds a run of another configuration; the loss is
+            not finite; the disk is full.
+        Interrupted: On Ctrl-C or SIGTERM, after saving.
+    """
+    settings = config.training
+    method = build(config).to(device)
+    optimizer = torch.optim.Adam(method.parameters(), lr=settings.lr)
+    images = meta_sets.splits["meta-train"]
+    sampler = EpisodeSampler(
+        images.rotated() if settings.rotations else images, config.n_way, config.n_shot, config.n_query, config.seed
+    )
+    val_sampler = EpisodeSampler(
+        meta_sets.splits["meta-val"], config.n_way, config.n_shot, config.n_query, config.seed
+    )
+    at: dict[str, Any] = {"episode": 0, "seconds": 0.0, "best": -1.0, "best_episode": 0, "since_best": 0}
+    if _begin(config, out, resume):
+        tensors, meta = checkpoint.load(out / "last.safetensors")
+        checkpoint.restore_training_state(method, optimizer, tensors)
+        at = meta["at"]
+        console.print(f"{out}: going on after episode {at['episode']:,}")
+    _forget_metrics_after(out / "metrics.jsonl", at["episode"])
+
+    def save(name: str) -> None:
+        meta = {"config": config.to_dict(), "at": at, "meta_val": at["best"], "episode": at["episode"]}
+        tensors = checkpoint.training_state(method, optimizer)
+        if name == "best.safetensors":
+            tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("method.")}
+        checkpoint.save(out / name, tensors, meta)
+
+    started = time.monotonic() - at["seconds"]
+    losses: list[torch.Tensor] = []
+    accuracies: list[torch.Tensor] = []
+    logged = at["episode"], at["seconds"]
+    with _signals() as stop, progress(TextColumn("{task.fields[status]}")) as bar:
+        task = bar.add_task("meta-training", total=settings.episodes, completed=at["episode"], status="")
+        while at["episode"] < settings.episodes and at["since_best"] < settings.patience and not stop:
+            numbers = range(at["episode"], at["episode"] + settings.meta_batch)
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(settings.lr, settings.lr_decay, numbers.start / settings.episodes)
+            loss, accuracy = method(sampler.batch(numbers).to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(method.parameters(), settings.clip)
+            optimizer.step()
+            losses.append(loss.detach())
+            accuracies.append(accuracy)
+            at["episode"] = numbers.stop
+            at["seconds"] = time.monotonic() - started
+
+            validate = _crosses(numbers, settings.val_every) or at["episode"] >= settings.episodes
+            if validate or _crosses(numbers, LOG_EVERY) or stop:
+                line = {
+                    "episode": at["episode"],
+                    "seconds": round(at["seconds"], 3),
+                    "loss": torch.stack(losses).mean().item(),
+                    "accuracy": 100 * torch.stack(accuracies).mean().item(),
+                    "episodes_per_second": (at["episode"] - logged[0]) / (at["seconds"] - logged[1]),
+                    "grad_norm": norm.item(),
+                }
+                if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
+                    raise UserError(
+                        f"the loss is no longer finite at episode {at['episode']:,} "
+                        f"(loss {line['loss']}, gradient {line['grad_norm']}): lower --lr or --input-bias; "
+                        f"{out} keeps the last good state"
+                    )
+                if validate:
+                    val = evaluate(method, val_sampler, settings.val_episodes, device).mean
+                    at["seconds"] = time.monotonic() - started
+                    line |= {"meta_val": val}
+                    if val > at["best"]:
+                        at |= {"best": val, "best_episode": at["episode"], "since_best": 0}
+                        save("best.safetensors")
+                    else:
+                        at["since_best"] += 1
+                with (out / "metrics.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                save("last.safetensors")
+                losses, accuracies = [], []
+                logged = at["episode"], at["seconds"]
+                status = f"{line['episodes_per_second']:.1f}/s  loss {line['loss']:.3f}  acc {line['accuracy']:.1f} %"
+                if at["best_episode"]:
+                    status += f"  meta-val best {at['best']:.1f} % at {at['best_episode']:,}"
+                bar.update(task, completed=at["episode"], status=status)
+                if not console.is_terminal and validate:
+                    console.print(f"episode {at['episode']:,}  {status}", soft_wrap=True)
+    if stop:
+        raise Interrupted(f"saved after episode {at['episode']:,}; go on with the same command and --resume")
+    _record(out / "config.json", config, finished=True)
+
+
+def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
+    """Write the run's configuration, or compare with the one there; tells whether there is a state to go on from."""
+    path = out / "config.json"
+    if not path.exists():
+        _record(path, config, finished=False)
+        return False
+    if not resume:
+        raise UserError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
+    try:
+        before = json.loads(path.read_text())["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or train anew with another --out") from error
+    now = config.to_dict()
+    for values in (before, now):  # a run may be made longer
+        values["training"] = {**values["training"], "episodes": None}
+    if before != now:
+        different = [
+            f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
+            for old, new in ((before, now), (before["settings"], now["settings"]), (before["training"], now["training"]))
+            for name in new
+            if old.get(name) != new[name] and not isinstance(new[name], dict)
+        ]
+        raise UserError(f"{out} holds another run ({'; '.join(different)}): use its settings, or another --out")
+    return (out / "last.safetensors").exists()
+
+
+def _record(path: Path, config: RunConfig, finished: bool) -> None:
+    content = {"config": config.to_dict(), "finished": finished}
+    checkpoint.write(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _forget_metrics_after(path: Path, episode: int) -> None:
+    """Drop lines that a killed run wrote after its last saved state, and a line cut short."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["episode"] > episode:
+            break
+        kept.append(line)
+    checkpoint.write(path, "".join(kept).encode())
+
+
+def _learning_rate(lr: float, decay: bool, progress: float) -> float:
+    return lr * (1 + math.cos(math.pi * progress)) / 2 if decay else lr
+
+
+def _crosses(numbers: range, every: int) -> bool:
+    """Whether a multiple of `every` lies among the episodes just done."""
+    return numbers.stop // every > numbers.start // every
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that fills when Ctrl-C or SIGTERM comes, so that the loop ends between two steps; twice ends at once."""
+    received: list[int] = []
+
+    def handle(number: int, _: object) -> None:
+        if received:
+            os._exit(130)
+        received.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
