@@ -101,7 +101,7 @@ def find(name: str | Path) -> Path:
     if path.is_dir():
         if (path / "best.safetensors").exists():
             return path / "best.safetensors"
-        raise UserError(f"{path} holds no best.safetensors: train until the first validation, or name another run folder")
+        raise UserError(f"{path} holds no best.safetensors: train to the first validation, or name another run folder")
     if path.exists():
         return path
     if path.suffix or len(path.parts) > 1:

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ from metalstm.console import console
 from metalstm.errors import UserError, unknown
 
 if TYPE_CHECKING:
-    from metalstm.methods import Method
+    pass
 
 PROTOCOL_EPISODES = 600  # meta-test episodes of the paper's table
 
@@ -97,19 +97,20 @@ class Data:
             raise unknown("action", self.action, ("list", "fetch", "check"))
         if self.action != "list" and not self.name:
             raise UserError(f"data {self.action}: which data set? one of {', '.join(datasets.NAMES)}")
+        root = self.common.data_root or datasets.default_data_root()
         if self.action == "list":
             table = Table("name", "images", *datasets.SPLITS, "here", "licence")
-            for each in datasets.describe(self.common.data_root):
+            for each in datasets.describe(root):
                 counts = [str(each.classes[split]) for split in datasets.SPLITS]
                 shape = "x".join(map(str, each.image_shape))
                 table.add_row(each.name, shape, *counts, "yes" if each.present else "no", each.licence)
             _stdout().print(table)
             _stdout().print("folder:DIR  your own images as DIR/<class>/*")
         elif self.action == "fetch":
-            for path in datasets.fetch(self.name, self.common.data_root):
+            for path in datasets.fetch(self.name, root):
                 print(path)  # noqa: T201
         else:
-            for path, state in datasets.check(self.name, self.common.data_root):
+            for path, state in datasets.check(self.name, root):
                 print(f"{state}\t{path}")  # noqa: T201
 
 
@@ -226,7 +227,7 @@ class Evaluate:
         if meta_sets.digest != config.data_digest:
             raise UserError(
                 f"{self.checkpoint} was trained on {config.data} (digest {config.data_digest[:12]}), but "
-                f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): pass --data {config.data} and its files"
+                f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): pass --data {config.data}"
             )
         n_way, n_shot = self.n_way or config.n_way, self.n_shot or config.n_shot
         sampler = EpisodeSampler(meta_sets.splits[self.split], n_way, n_shot, self.n_query, self.common.seed)

@@ -100,11 +100,11 @@ def _write_report(
     page = report.page(
         "Meta-LSTM demo",
         [
-            f"A learner trained from {N_SHOT} drawings each of {N_WAY} characters of scripts that meta-training never saw. "
-            "One such episode:",
+            f"A learner trained from {N_SHOT} drawings each of {N_WAY} characters, of scripts that meta-training "
+            "never saw. One such episode:",
             report.episode_picture(sampler[0]),
             f"Mean accuracy and 95 % interval over the same {len(next(iter(results.values())).per_episode)} meta-test "
-            "episodes. Gradient descent starts from the Meta-LSTM's own theta_0: what it lacks is the learned optimiser.",
+            "episodes. Gradient descent starts from the Meta-LSTM's own theta_0: it lacks the learned optimiser alone.",
             (("method", "accuracy"), rows),
             "Meta-training:",
             curve,

@@ -80,8 +80,8 @@ class EpisodeSampler:
             if stop - start < needed:
                 most = max(int(stop - start) - n_shot, 0)
                 raise UserError(
-                    f"class {name!r} has {stop - start} images, but {n_shot}-shot with {n_query} queries needs {needed}: "
-                    f"add {needed - (stop - start)}, or pass --n-query {most}"
+                    f"class {name!r} has {stop - start} images, but {n_shot}-shot with {n_query} queries needs "
+                    f"{needed}: add {needed - (stop - start)}, or pass --n-query {most}"
                 )
         self.images, self.n_way, self.n_shot, self.n_query, self.seed = images, n_way, n_shot, n_query, seed
 
@@ -100,7 +100,7 @@ class EpisodeSampler:
 
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of the support images, their labels, and rows of the query images."""
-        rng = np.random.default_rng([self.seed, index])
+        rng = np.random.RandomState([self.seed, index])  # its stream never changes; that of newer generators may
         classes = rng.choice(len(self.images.classes), self.n_way, replace=False)
         rows = np.stack(
             [rng.choice(np.arange(*self.images.spans[c]), self.n_shot + self.n_query, replace=False) for c in classes]

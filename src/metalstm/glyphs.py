@@ -6,6 +6,7 @@ and wobble. Whole scripts belong to one split, so the alphabets of meta-test are
 """
 
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -43,14 +44,14 @@ SCRIPTS: dict[str, tuple[str, str]] = {
     "Digits": ("meta-train", "0030-0039"),
     "Greek": ("meta-train", "0370-03FF"),
     "Cyrillic": ("meta-train", "0400-052F A640-A69F"),
-    "Mathematical Script": ("meta-train", "1D49C-1D4CF"),
-    "Fraktur": ("meta-train", "1D504-1D537"),
-    "Double-Struck": ("meta-train", "1D538-1D56B 1D7D8-1D7E1"),
-    "Letterlike Symbols": ("meta-train", "2100-214F"),
+    "Mathematical Script": ("meta-train", "1D49C-1D4CF 210A 210B 2110 2112 211B 212C 212F-2131 2133 2134"),
+    "Fraktur": ("meta-train", "1D504-1D537 210C 2111 211C 2128 212D"),
+    "Double-Struck": ("meta-train", "1D538-1D56B 1D7D8-1D7E1 2102 210D 2115 2119 211A 211D 2124 213C-2140"),
     "Arrows": ("meta-train", "2190-21FF"),
     "Mathematical Operators": ("meta-train", "2200-22FF"),
-    "Technical Symbols": ("meta-train", "2300-237A"),
-    "Miscellaneous Symbols": ("meta-train", "2600-26FF"),
+    "APL": ("meta-train", "2336-237A"),
+    "Planets and Zodiac": ("meta-train", "2609-260D 263D-2653 26A2-26A9 26B3-26BC"),
+    "Signs": ("meta-train", "2108 2114 2117 2118 211E 2127 2132 2625-2629 262E 2660-2667 2669-266F 2692-2697"),
 }
 
 # The first font that has a character decides whether it looks like another; all that have it take turns in drawing.
@@ -67,10 +68,24 @@ STRETCH = 0.15
 WOBBLE = 0.9  # pixels of a drawing
 
 
+def _characters(code_points: str) -> list[str]:
+    """The letters, digits and symbols in "0041-005A 0061-007A", less the accented ones."""
+    ranges = [[int(end, 16) for end in part.split("-")] for part in code_points.split()]
+    characters = [chr(i) for ends in ranges for i in range(ends[0], ends[-1] + 1)]
+    # Accents are too small to tell at 28 x 28. An accented letter decomposes canonically ("0065 0301"); letters that
+    # are forms of others, as Arabic's, have a tag in front ("<medial> 0628").
+    return [
+        c
+        for c in characters
+        if unicodedata.category(c)[0] in "LNS" and (unicodedata.decomposition(c) or "<").startswith("<")
+    ]
+
+
 def _glyph(character: str, font: ImageFont.FreeTypeFont) -> UInt8[np.ndarray, "canvas canvas"] | None:
-    """A character, centred and scaled to fill its canvas, slightly blurred; None where it is too small."""
-    page = Image.new("L", (4 * FONT_SIZE, 4 * FONT_SIZE))
-    ImageDraw.Draw(page).text((2 * FONT_SIZE, 2 * FONT_SIZE), character, fill=255, font=font, anchor="mm")
+    """A character, centred, scaled to LONGER_SIDE and slightly blurred; None where it is too small."""
+    page = Image.new("L", (4 * FONT_SIZE, 3 * FONT_SIZE))
+    middle = (page.width / 2, page.height / 2)
+    ImageDraw.Draw(page).text(middle, character, fill=255, font=font, anchor="mm")
     box = page.getbbox()
     if box is None or max(box[2] - box[0], box[3] - box[1]) < SMALLEST:
         return None
@@ -82,13 +97,100 @@ def _glyph(character: str, font: ImageFont.FreeTypeFont) -> UInt8[np.ndarray, "c
     return np.asarray(canvas.filter(ImageFilter.GaussianBlur(2)))
 
 
-def _characters(code_points: str) -> list[str]:
-    """The letters, digits and symbols of "0041-005A 0061-007A"."""
-    ranges = [[int(end, 16) for end in part.split("-")] for part in code_points.split()]
-    characters = [chr(i) for first, last in ranges for i in range(first, last + 1)]
-    # An accent is too small to see at 28 x 28. Canonical decompositions (é) have no <tag>, others (a medial form) have.
-    return [
-        c
-        for c in characters
-        if unicodedata.category(c)[0] in "LNS" and unicodedata.decomposition(c).partition(" ")[1:] in (("", ""),)
+def _candidates() -> Iterator[tuple[str, UInt8[np.ndarray, "fonts canvas canvas"]]]:
+    """Every character's class name and its glyph in all fonts that have it, in the order of SCRIPTS."""
+    folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    fonts = [
+        (
+            ImageFont.truetype(folder / name, FONT_SIZE, layout_engine=ImageFont.Layout.BASIC),
+            TTFont(folder / name).getBestCmap(),
+        )
+        for name in FONTS
     ]
+    for script, (_, code_points) in SCRIPTS.items():
+        for character in _characters(code_points):
+            glyphs = [_glyph(character, font) for font, characters in fonts if ord(character) in characters]
+            glyphs = [glyph for glyph in glyphs if glyph is not None]
+            if glyphs:
+                yield f"{script}/U+{ord(character):04X}", np.stack(glyphs)
+
+
+def _distinct() -> dict[str, UInt8[np.ndarray, "fonts canvas canvas"]]:
+    """The classes: all candidates that in no font look like an earlier one in any font."""
+    classes, seen = {}, np.empty((0, 400))
+    for name, glyphs in track(list(_candidates()), "choosing glyphs"):
+        # 20 x 20 block means, still integers: sums of their products are exact, so no rounding error picks a class.
+        small = glyphs.reshape(len(glyphs), 20, CANVAS // 20, 20, CANVAS // 20).sum((2, 4)).reshape(-1, 400)
+        small = small.astype(np.float64)
+        similarity = small @ seen.T / np.sqrt((small**2).sum(1)[:, None] * (seen**2).sum(1))
+        if similarity.max(initial=0) < SAME:
+            classes[name] = glyphs
+            seen = np.concatenate([seen, small])
+    return classes
+
+
+def _smooth_noise(rng: np.random.Generator) -> Float64[np.ndarray, "drawings 2 size size"]:
+    """Displacements that vary smoothly: a 5 x 5 grid of normal numbers, interpolated."""
+    distance = np.linspace(0, 4, SIZE)[:, None] - np.arange(5)
+    weight = np.exp(-(distance**2) / 0.72)
+    weight /= weight.sum(1, keepdims=True)
+    return weight @ rng.normal(size=(DRAWINGS, 2, 5, 5)) @ weight.T
+
+
+def _drawings(
+    glyphs: UInt8[np.ndarray, "fonts canvas canvas"], rng: np.random.Generator
+) -> UInt8[np.ndarray, "drawings size size"]:
+    """One character by twenty hands."""
+    glyphs = (
+        glyphs[np.arange(DRAWINGS) % len(glyphs)] / glyphs.max((1, 2), keepdims=True)[np.arange(DRAWINGS) % len(glyphs)]
+    )
+
+    # A hand is a matrix from glyph to drawing: stretch, slant, rotate.
+    angle, slant, stretch = rng.normal(size=(3, DRAWINGS)) * [[ROTATION], [SLANT], [STRETCH]]
+    zero, one = np.zeros(DRAWINGS), np.ones(DRAWINGS)
+    stretching = np.stack([np.exp(stretch), zero, zero, np.exp(-stretch)], -1).reshape(-1, 2, 2)
+    slanting = np.stack([one, slant, zero, one], -1).reshape(-1, 2, 2)
+    rotation = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(-1, 2, 2)
+    hand = rotation @ slanting @ stretching
+
+    # Scaled so that the character, whatever its hand, fills 60 to 80 % of the frame; then put near the middle.
+    from_centre = np.abs(np.arange(CANVAS) - (CANVAS - 1) / 2)
+    half_box = np.stack([((glyphs.max(axis) > 0.2) * from_centre).max(1) for axis in (1, 2)], -1)  # (drawings, 2)
+    half_drawn = (np.abs(hand) @ half_box[:, :, None]).max((1, 2))
+    hand *= (rng.uniform(0.3, 0.4, DRAWINGS) * SIZE / half_drawn)[:, None, None]
+    place = rng.uniform(-1.5, 1.5, (DRAWINGS, 2, 1))
+
+    # Each pixel of a drawing looks up its place on the canvas, between four of the canvas' pixels.
+    pixel = np.arange(SIZE) - (SIZE - 1) / 2
+    x, y = np.meshgrid(pixel, pixel)
+    target = (np.stack([x, y]) + WOBBLE * _smooth_noise(rng)).reshape(DRAWINGS, 2, -1) - place
+    source = np.clip(np.linalg.inv(hand) @ target + (CANVAS - 1) / 2, 0, CANVAS - 1.001)
+    corner = source.astype(np.intp)
+    (right, down), (column, row) = np.moveaxis(source - corner, 1, 0), np.moveaxis(corner, 1, 0)
+    k = np.arange(DRAWINGS)[:, None]
+    above = glyphs[k, row, column] * (1 - right) + glyphs[k, row, column + 1] * right
+    below = glyphs[k, row + 1, column] * (1 - right) + glyphs[k, row + 1, column + 1] * right
+    ink = above * (1 - down) + below * down
+
+    # The glyph is blurred, so the level at which ink begins sets the stroke's width.
+    level = rng.uniform(0.18, 0.45, (DRAWINGS, 1))
+    ink = np.clip((ink - level) / 0.35 + 0.5, 0, 1)
+    return np.rint(255 * ink).astype(np.uint8).reshape(DRAWINGS, SIZE, SIZE)
+
+
+def render() -> tuple[UInt8[np.ndarray, "images 28 28 1"], tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """Draw the whole data set; the same pixels every time.
+
+    Returns:
+        The images, ink 255 on 0, twenty in a row for each class; the classes' names in that order, sorted, such as
+        "Georgian/U+10D0"; and the names of the classes of "meta-train", "meta-val" and "meta-test".
+    """
+    classes = _distinct()
+    names = tuple(sorted(classes))
+    images = np.empty((len(names), DRAWINGS, SIZE, SIZE, 1), np.uint8)
+    for i, name in enumerate(track(names, "drawing glyphs")):
+        # Seeded by code point: a class is drawn the same whatever other classes there are.
+        rng = np.random.default_rng([VERSION, int(name.partition("U+")[2], 16)])
+        images[i, ..., 0] = _drawings(classes[name], rng)
+    splits = {split: tuple(name for name in names if SCRIPTS[name.partition("/")[0]][0] == split) for split in SPLITS}
+    return images.reshape(-1, SIZE, SIZE, 1), names, splits

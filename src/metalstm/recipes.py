@@ -95,7 +95,10 @@ class RunConfig:
         Raises:
             TypeError: A name is missing or unknown.
         """
-        nested = {"settings": MetaLSTMSettings(**values["settings"]), "training": TrainingSettings(**values["training"])}
+        nested = {
+            "settings": MetaLSTMSettings(**values["settings"]),
+            "training": TrainingSettings(**values["training"]),
+        }
         return cls(**{**values, **nested, "image_shape": tuple(values["image_shape"])})
 
 

@@ -56,9 +56,8 @@ def gates(method: GradientMethod, episodes: Episode) -> Figure:
     values: list[torch.Tensor] = []  # a step: (2, n_layers, n_tasks)
     for step in method.trajectory(episodes.support):
         state: MetaLSTMState = step.state
-        values.append(
-            torch.stack([torch.stack([gate.sigmoid()[:, s].mean(1) for s in layers.values()]) for gate in (state.f, state.i)])
-        )
+        both = torch.stack([state.f, state.i]).sigmoid()  # (2, n_tasks, n_params)
+        values.append(torch.stack([both[..., place].mean(-1) for place in layers.values()], 1))
     lines = torch.stack(values, -1).cpu()  # (2, n_layers, n_tasks, n_steps)
     figure = Figure(figsize=(2.3 * len(layers), 4.2), layout="constrained")
     grid = figure.subplots(2, len(layers), sharex=True, sharey="row", squeeze=False)
@@ -94,9 +93,7 @@ def episode_picture(episode: Episode) -> Figure:
     """One task as a person sees it: the support set on the left, some queries of each class on the right."""
     support, query = episode.support, episode.query
     n_way = support.n_way
-    columns = [
-        (support.x[0][support.y[0] == label][:5], query.x[0][query.y[0] == label][:8]) for label in range(n_way)
-    ]
+    columns = [(support.x[0][support.y[0] == label][:5], query.x[0][query.y[0] == label][:8]) for label in range(n_way)]
     n_left, n_right = len(columns[0][0]), len(columns[0][1])
     figure = Figure(figsize=(0.62 * (n_left + n_right + 1), 0.66 * n_way + 0.5), layout="constrained")
     grid = figure.subplots(n_way, n_left + n_right + 1, squeeze=False)

@@ -57,9 +57,7 @@ def train(
     sampler = EpisodeSampler(
         images.rotated() if settings.rotations else images, config.n_way, config.n_shot, config.n_query, config.seed
     )
-    val_sampler = EpisodeSampler(
-        meta_sets.splits["meta-val"], config.n_way, config.n_shot, config.n_query, config.seed
-    )
+    val_sampler = EpisodeSampler(meta_sets.splits["meta-val"], config.n_way, config.n_shot, config.n_query, config.seed)
     at: dict[str, Any] = {"episode": 0, "seconds": 0.0, "best": -1.0, "best_episode": 0, "since_best": 0}
     if _begin(config, out, resume):
         tensors, meta = checkpoint.load(out / "last.safetensors")
@@ -154,7 +152,11 @@ def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
     if before != now:
         different = [
             f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
-            for old, new in ((before, now), (before["settings"], now["settings"]), (before["training"], now["training"]))
+            for old, new in (
+                (before, now),
+                (before["settings"], now["settings"]),
+                (before["training"], now["training"]),
+            )
             for name in new
             if old.get(name) != new[name] and not isinstance(new[name], dict)
         ]

@@ -34,9 +34,7 @@ class Method(nn.Module, ABC):
         return score(self.logits(self.adapt(episode.support), episode.query.x), episode.query.y)
 
 
-def cross_entropy(
-    logits: Float[Tensor, "*tasks n n_way"], y: Int[Tensor, "*tasks n"]
-) -> Float[Tensor, "*tasks"]:
+def cross_entropy(logits: Float[Tensor, "*tasks n n_way"], y: Int[Tensor, "*tasks n"]) -> Float[Tensor, "*tasks"]:
     """Mean cross-entropy of each task, in nats."""
     return F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none").view(y.shape).mean(-1)
 

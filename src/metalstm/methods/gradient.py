@@ -16,8 +16,6 @@ from metalstm.optimizers import InnerOptimizer
 from metalstm.recipes import QueryNorm
 
 
-
-
 class Step(NamedTuple):
     """The state of an inner loop after an update."""
 
@@ -45,7 +43,8 @@ class GradientMethod(Method):
             `batch` itself, which is transductive.
         train_query_norm: The same in meta-training; `batch` in the paper.
         norm_momentum: Weight of the new batch in the running averages.
-        divide_gradient: Divide the gradient of the mean loss by the mini-batch size once more, as the authors' code does.
+        divide_gradient: Divide the gradient of the mean loss by the mini-batch size once more, as the authors' code
+            does.
         shared_head: Learn one row of the head and start every class from it, instead of a row for each class.
         generator: Source of the random theta_0; torch's own by default.
 
@@ -71,7 +70,9 @@ class GradientMethod(Method):
         super().__init__()
         self.learner, self.optimizer = learner, optimizer
         self.epochs, self.batch_size, self.order = epochs, batch_size, order
-        self.query_norm, self.train_query_norm, self.norm_momentum = query_norm, train_query_norm, norm_momentum
+        self.query_norm: QueryNorm = query_norm
+        self.train_query_norm: QueryNorm = train_query_norm
+        self.norm_momentum = norm_momentum
         self.divide_gradient = divide_gradient
         theta_0 = learner.init(1 if shared_head else n_way, generator or torch.default_generator)
         self.body_0 = nn.Parameter(theta_0[: learner.n_body])
