@@ -38,7 +38,7 @@ OMNIGLOT_VAL, OMNIGLOT_BACKGROUND = 164, 964
 SPLIT_SEED = 0
 IMAGE_SIZES = {"glyphs": 28, "omniglot": 28, "cifar-fs": 32, "fc100": 32}
 LICENCES = {
-    "glyphs": "MIT, part of metalstm",
+    "glyphs": "MIT, part of metalstm; drawn from the DejaVu and STIX fonts",
     "omniglot": "MIT, Copyright (c) 2015 Brenden Lake",
     "cifar-fs": "CIFAR-100 (Krizhevsky 2009): no licence stated, citation asked for",
     "fc100": "CIFAR-100 (Krizhevsky 2009): no licence stated, citation asked for",
@@ -197,12 +197,12 @@ def load(name: str, data_root: Path | None = None, image_size: int | None = None
     return _meta_sets(name, stored, members, LICENCES.get(kind, "terms of the owner of the images"))
 
 
-def fetch(name: str, data_root: Path) -> list[Path]:
+def fetch(name: str, data_root: Path | None = None) -> list[Path]:
     """Download the files of a data set that are not there yet, with their md5 checked.
 
     Args:
         name: One of `NAMES`; glyphs need no file.
-        data_root: Where to put them.
+        data_root: Where to put them; default `default_data_root()`.
 
     Returns:
         The files of the data set.
@@ -210,20 +210,21 @@ def fetch(name: str, data_root: Path) -> list[Path]:
     Raises:
         UserError: The name is unknown, or a download fails.
     """
+    root = default_data_root() if data_root is None else data_root
     # A rebuilt zip stands in for the original.
-    good = {path: state in ("original", "rebuilt") for path, state in check(name, data_root)}
+    good = {path: state in ("original", "rebuilt") for path, state in check(name, root)}
     if all(good.values()):
         return list(good)
-    downloads = [(archive, data_root / archive.path) for archive in _archives(name) if archive.url]
+    downloads = [(archive, root / archive.path) for archive in _archives(name) if archive.url]
     return [path if good.get(path) else _download(archive, path) for archive, path in downloads]
 
 
-def check(name: str, data_root: Path) -> list[tuple[Path, str]]:
+def check(name: str, data_root: Path | None = None) -> list[tuple[Path, str]]:
     """Compare the checksums of a data set's files with the known ones.
 
     Args:
         name: One of `NAMES`; glyphs have no file.
-        data_root: Where the files lie.
+        data_root: Where the files lie; default `default_data_root()`.
 
     Returns:
         Each file with "original", "rebuilt", "unknown checksum" or "missing".
@@ -231,10 +232,11 @@ def check(name: str, data_root: Path) -> list[tuple[Path, str]]:
     Raises:
         UserError: The name is unknown.
     """
+    root = default_data_root() if data_root is None else data_root
     archives = _archives(name)
     if name in CIFAR:
-        archives = [archive for archive in archives if (data_root / archive.path).exists()] or [_CIFAR_TAR]
-    return [(data_root / archive.path, _state(archive, data_root / archive.path)) for archive in archives]
+        archives = [archive for archive in archives if (root / archive.path).exists()] or [_CIFAR_TAR]
+    return [(root / archive.path, _state(archive, root / archive.path)) for archive in archives]
 
 
 def describe(data_root: Path | None = None) -> list[Description]:
@@ -243,11 +245,9 @@ def describe(data_root: Path | None = None) -> list[Description]:
     Args:
         data_root: Where downloaded files would lie; default `default_data_root()`.
     """
-    from metalstm import glyphs
-
     root = default_data_root() if data_root is None else data_root
     n_classes = {
-        "glyphs": {split: len(classes) for split, classes in glyphs.render()[2].items()},
+        "glyphs": {"meta-train": 1393, "meta-val": 213, "meta-test": 377},  # drawing them takes a minute
         "omniglot": {"meta-train": OMNIGLOT_BACKGROUND - OMNIGLOT_VAL, "meta-val": OMNIGLOT_VAL, "meta-test": 659},
         "cifar-fs": {split: len(classes) for split, classes in _class_lists("cifar-fs").items()},
         "fc100": {split: len(classes) for split, classes in _class_lists("fc100").items()},
@@ -345,9 +345,7 @@ def _meta_sets(name: str, stored: list[_Stored], members: _Members, licence: str
     for split in SPLITS:
         for label in members[split]:
             if label in seen:
-                raise UserError(
-                    f"{name}: class {label!r} is in {seen[label]} and in {split}: name it in one split only"
-                )
+                raise UserError(f"{name}: class {label!r} is in {seen[label]} and in {split}: name it once")
             seen[label] = split
         splits[split] = home[members[split][0]].subset(members[split])
     content = [splits[SPLITS[0]].image_shape, [[[label, pixels[label]] for label in splits[s].classes] for s in SPLITS]]
@@ -453,9 +451,7 @@ def _folder_splits(directory: Path, classes: list[str]) -> _Members:
                 raise UserError(f"{lists[split]} names no class: write one class name a line")
             for label in labels:
                 if label not in classes:
-                    raise UserError(
-                        f"{lists[split]} names {label!r}, which has no folder in {directory}: mend the list"
-                    )
+                    raise UserError(f"{lists[split]} names {label!r}, but {directory} has no such folder: mend it")
         return members
     n = len(classes)
     if n < len(SPLITS):

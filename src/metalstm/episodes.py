@@ -78,10 +78,11 @@ class EpisodeSampler:
         needed = n_shot + n_query
         for name, (start, stop) in zip(images.classes, images.spans, strict=True):
             if stop - start < needed:
-                most = max(int(stop - start) - n_shot, 0)
+                has = int(stop - start)
+                instead = f"--n-query {has - n_shot}" if has >= n_shot else "a smaller --n-shot"
                 raise UserError(
-                    f"class {name!r} has {stop - start} images, but {n_shot}-shot with {n_query} queries needs "
-                    f"{needed}: add {needed - (stop - start)}, or pass --n-query {most}"
+                    f"class {name!r} has {has} images, but {n_shot}-shot with {n_query} queries needs {needed}: "
+                    f"add {needed - has}, or pass {instead}"
                 )
         self.images, self.n_way, self.n_shot, self.n_query, self.seed = images, n_way, n_shot, n_query, seed
 

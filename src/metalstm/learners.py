@@ -23,6 +23,7 @@ class Conv4(nn.Module):
         image_shape: Channels, height and width of an image; sides of at least 16 pixels.
         filters: Filters of every block; 32 in the paper.
         conv_bias: Whether convolutions have a bias, as the paper's do. Batch normalisation cancels it.
+        unit_gamma: Start batch-norm's gamma at 1 instead of U(0, 1).
 
     References:
         Ravi & Larochelle 2017, section 5.1 (learner); eps 1e-3 from the authors' code.
@@ -31,13 +32,14 @@ class Conv4(nn.Module):
     eps = 1e-3
     n_blocks = 4
 
-    def __init__(self, image_shape: Sequence[int], filters: int = 32, conv_bias: bool = True):
+    def __init__(self, image_shape: Sequence[int], filters: int = 32, conv_bias: bool = True, unit_gamma: bool = False):
         super().__init__()
         channels, height, width = image_shape
         if min(height, width) < 2**self.n_blocks:
             raise ValueError(f"images of {height}x{width} pixels are too small for Conv4: at least 16x16")
         self.image_shape = (channels, height, width)
         self.filters = filters
+        self.unit_gamma = unit_gamma
         self.n_features = filters * (height >> self.n_blocks) * (width >> self.n_blocks)
         self.n_moments = 2 * filters * self.n_blocks
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -61,14 +63,18 @@ class Conv4(nn.Module):
     def init(self, n_way: int, generator: torch.Generator) -> Float[Tensor, " n_params"]:
         """Draw theta as Torch7 does.
 
-        Convolution and linear weights and biases are U(+-1/sqrt(fan_in)), batch-norm's gamma U(0, 1), its beta 0.
+        Convolution and linear weights and biases are U(+-1/sqrt(fan_in)), batch-norm's beta is 0 and its gamma U(0, 1),
+        or 1 with `unit_gamma`.
         """
         parts = []
         bound = 1.0
         for name, (_, shape) in self.layout(n_way).items():
             part = torch.rand(prod(shape), generator=generator)
             if name.startswith("norm"):
-                part = part if name.endswith("weight") else torch.zeros_like(part)
+                if name.endswith("bias"):
+                    part = torch.zeros_like(part)
+                elif self.unit_gamma:
+                    part = torch.ones_like(part)
             else:
                 if len(shape) > 1:  # a bias has the bound of the weight before it; the head's row holds its own bias
                     bound = 1 / sqrt(self.n_features if name == "head" else prod(shape[1:]))

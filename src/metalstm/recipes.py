@@ -19,6 +19,8 @@ class MetaLSTMSettings:
     """Filters of each of the learner's four convolutions."""
     conv_bias: bool = True
     """Whether the learner's convolutions have a bias, which batch normalisation cancels."""
+    unit_gamma: bool = False
+    """Start batch normalisation's gamma at 1 instead of uniformly between 0 and 1."""
     hidden_size: int = 20
     """Hidden size of the meta-learner's LSTM."""
     forget_bias: tuple[float, float] = (4.0, 5.0)
@@ -125,7 +127,9 @@ def named(method: str, recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSet
     settings = replace(
         settings,
         conv_bias=False,
+        unit_gamma=True,
         input_bias=(-2.5, -2.5),
+        epochs=5,
         batch_size=25,
         order=2,
         divide_gradient=False,
@@ -133,7 +137,7 @@ def named(method: str, recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSet
         train_query_norm="support",
         shared_head=True,
     )
-    return settings, replace(training, rotations=data == "omniglot")
+    return settings, replace(training, val_every=500, rotations=data == "omniglot")
 
 
 def check(settings: MetaLSTMSettings, training: TrainingSettings) -> None:

@@ -17,7 +17,7 @@ def build(config: RunConfig) -> GradientMethod:
     settings = config.settings
     generator = torch.Generator().manual_seed(config.seed)
     return GradientMethod(
-        Conv4(config.image_shape, settings.filters, settings.conv_bias),
+        Conv4(config.image_shape, settings.filters, settings.conv_bias, settings.unit_gamma),
         MetaLSTM(settings.hidden_size, settings.forget_bias, settings.input_bias, generator),
         config.n_way,
         settings.epochs,
