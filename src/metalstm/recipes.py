@@ -128,6 +128,7 @@ def named(method: str, recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSet
         settings,
         conv_bias=False,
         unit_gamma=True,
+        hidden_size=8,
         input_bias=(-2.5, -2.5),
         epochs=5,
         batch_size=25,

@@ -1,0 +1,105 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metalstm.datasets import ImagesByClass
+from metalstm.episodes import EpisodeSampler
+from metalstm.errors import UserError
+
+
+def numbered(sizes: list[int]) -> ImagesByClass:
+    """Classes of these sizes; an image's first pixels are its class and its number within the class."""
+    images = np.zeros((sum(sizes), 16, 16, 1), np.uint8)
+    stops = np.cumsum(sizes)
+    spans = np.stack([stops - sizes, stops], 1)
+    for label, (start, stop) in enumerate(spans):
+        images[start:stop, 0, 0, 0] = label
+        images[start:stop, 0, 1, 0] = np.arange(stop - start)
+    return ImagesByClass(images, tuple(f"class {k}" for k in range(len(sizes))), spans)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    sizes=st.lists(st.integers(6, 20), min_size=5, max_size=12),
+    n_way=st.integers(2, 5),
+    n_shot=st.integers(1, 3),
+    n_query=st.integers(0, 3),
+    seed=st.integers(0, 2**32 - 1),
+    index=st.integers(0, 2**32 - 1),
+)
+def test_episode_follows_the_protocol(sizes, n_way, n_shot, n_query, seed, index):
+    episode = EpisodeSampler(numbered(sizes), n_way, n_shot, n_query, seed)[index]
+    support, query = episode.support, episode.query
+    assert support.x.shape == (1, n_way * n_shot, 1, 16, 16)
+    assert query.x.shape == (1, n_way * n_query, 1, 16, 16)
+    assert support.x.min() >= 0
+    assert support.x.max() <= 1
+    pixels = torch.cat([support.x, query.x], 1)[0, :, 0, 0, :2].mul(255).round().long()
+    labels = torch.cat([support.y, query.y], 1)[0]
+    assert len({tuple(p) for p in pixels.tolist()}) == n_way * (n_shot + n_query)  # no image twice
+    for label in range(n_way):
+        assert pixels[labels == label, 0].unique().numel() == 1  # one class a label
+    assert pixels[:, 0].unique().numel() == n_way  # one label a class
+    assert support.y[0].bincount(minlength=n_way).tolist() == [n_shot] * n_way
+    assert query.y[0].bincount(minlength=n_way).tolist() == [n_query] * n_way
+
+
+def test_an_episode_depends_on_seed_and_number_alone():
+    images = numbered([20] * 10)
+    one, other = EpisodeSampler(images, 5, 2, 3, seed=1), EpisodeSampler(images, 5, 2, 3, seed=1)
+    batch = one.batch([7, 3, 11])
+    for place, number in enumerate([7, 3, 11]):
+        single = other[number]
+        assert torch.equal(batch.support.x[place], single.support.x[0])
+        assert torch.equal(batch.support.y[place], single.support.y[0])
+        assert torch.equal(batch.query.x[place], single.query.x[0])
+    assert not torch.equal(one[0].support.x, one[1].support.x)
+    assert not torch.equal(one[0].support.x, EpisodeSampler(images, 5, 2, 3, seed=2)[0].support.x)
+
+
+def test_episodes_are_the_same_for_ever():
+    sampler = EpisodeSampler(numbered([20] * 10), 5, 2, 3, seed=5)
+    digest = hashlib.sha256()
+    for number in range(20):
+        episode = sampler[number]
+        for tensor in (episode.support.x, episode.query.x):
+            digest.update((tensor * 255).round().byte().numpy().tobytes())
+        digest.update(episode.support.y.numpy().astype("<i8").tobytes())
+    assert digest.hexdigest() == "9fb0ebd7f2abf8a52c0b3242c5da25089c8284a60a19f84885c87d096fec1e4e"
+
+
+def test_support_is_shuffled():
+    sampler = EpisodeSampler(numbered([20] * 10), 5, 5, 0)
+    orders = {tuple(sampler[number].support.y[0].tolist()) for number in range(10)}
+    assert len(orders) == 10
+
+
+def test_every_class_and_image_gets_its_turn():
+    sampler = EpisodeSampler(numbered([6] * 8), 2, 1, 1)
+    batch = sampler.batch(range(400))
+    seen = torch.cat([batch.support.x, batch.query.x], 1)[:, :, 0, 0, :2].mul(255).round().long().flatten(0, 1)
+    assert seen.unique(dim=0).shape[0] == 8 * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((6, 1, 1), "6-way episodes need 6 classes, but there are 5: add 1, or pass a smaller --n-way"),
+        (
+            (5, 5, 15),
+            "class 'class 2' has 3 images, but 5-shot with 15 queries needs 20: add 17, or pass a smaller --n-shot",
+        ),
+        ((5, 2, 15), "class 'class 2' has 3 images, but 2-shot with 15 queries needs 17: add 14, or pass --n-query 1"),
+        ((1, 1, 1), "--n-way 1: must be at least 2"),
+        ((5, 0, 1), "--n-shot 0: must be at least 1"),
+        ((5, 1, -1), "--n-query -1: must be at least 0"),
+    ],
+)
+def test_what_cannot_be_sampled_is_told_with_numbers(arguments, message):
+    with pytest.raises(UserError) as error:
+        EpisodeSampler(numbered([20, 20, 3, 20, 20]), *arguments)
+    assert str(error.value) == message
