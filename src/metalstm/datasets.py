@@ -247,7 +247,7 @@ def describe(data_root: Path | None = None) -> list[Description]:
     """
     root = default_data_root() if data_root is None else data_root
     n_classes = {
-        "glyphs": {"meta-train": 1393, "meta-val": 213, "meta-test": 377},  # drawing them takes a minute
+        "glyphs": {"meta-train": 1269, "meta-val": 216, "meta-test": 381},  # drawing them takes time
         "omniglot": {"meta-train": OMNIGLOT_BACKGROUND - OMNIGLOT_VAL, "meta-val": OMNIGLOT_VAL, "meta-test": 659},
         "cifar-fs": {split: len(classes) for split, classes in _class_lists("cifar-fs").items()},
         "fc100": {split: len(classes) for split, classes in _class_lists("fc100").items()},
@@ -340,16 +340,18 @@ def _meta_sets(name: str, stored: list[_Stored], members: _Members, licence: str
     """Put the splits together from what is stored; each class lies in one of `stored`."""
     home = {label: images for images, _ in stored for label in images.classes}
     pixels = {label: sha256 for _, sums in stored for label, sha256 in sums.items()}
-    splits: dict[str, ImagesByClass] = {}
+    splits = {split: home[members[split][0]].subset(members[split]) for split in SPLITS}
+    content = [splits[SPLITS[0]].image_shape, [[[label, pixels[label]] for label in splits[s].classes] for s in SPLITS]]
+    return MetaSets(name, splits, licence, hashlib.sha256(json.dumps(content).encode()).hexdigest())
+
+
+def _check_disjoint(source: Path, members: _Members) -> None:
     seen: dict[str, str] = {}
     for split in SPLITS:
         for label in members[split]:
             if label in seen:
-                raise UserError(f"{name}: class {label!r} is in {seen[label]} and in {split}: name it once")
+                raise UserError(f"{source}: class {label!r} is in {seen[label]} and in {split}: keep one of them")
             seen[label] = split
-        splits[split] = home[members[split][0]].subset(members[split])
-    content = [splits[SPLITS[0]].image_shape, [[[label, pixels[label]] for label in splits[s].classes] for s in SPLITS]]
-    return MetaSets(name, splits, licence, hashlib.sha256(json.dumps(content).encode()).hexdigest())
 
 
 # Sources: what each data set is made from.
@@ -365,7 +367,8 @@ def _load_glyphs(size: int) -> tuple[list[_Stored], _Members]:
     def decode(split: str) -> _Decoded:
         images, classes, members = render()
         labels = np.repeat(classes, len(images) // len(classes))
-        order = [k for k in np.argsort(labels, kind="stable") if labels[k] in members[split]]
+        own = set(members[split])
+        order = [k for k in np.argsort(labels, kind="stable") if labels[k] in own]
         return [str(labels[k]) for k in order], (_square(Image.fromarray(images[k, :, :, 0]), size, 1) for k in order)
 
     stored = {
@@ -383,7 +386,7 @@ def _load_omniglot(root: Path, size: int) -> tuple[list[_Stored], _Members]:
     background, evaluation = (
         _cached(
             f"omniglot-{path.stem}",
-            _sha256(path),
+            _checksum(path),
             (size, size, 1),
             functools.partial(_decode_zip, path, "omniglot", 4, size, 1),
         )
@@ -394,6 +397,7 @@ def _load_omniglot(root: Path, size: int) -> tuple[list[_Stored], _Members]:
         raise UserError(f"{paths[0]} has {len(names)} character, but two are needed: {_fetch_again('omniglot')}")
     n_val = max(1, round(len(names) * OMNIGLOT_VAL / OMNIGLOT_BACKGROUND))
     members = {"meta-train": names[n_val:], "meta-val": names[:n_val], "meta-test": evaluation[0].classes}
+    _check_disjoint(root / "omniglot", members)
     return [background, evaluation], members
 
 
@@ -406,7 +410,7 @@ def _load_cifar(name: str, root: Path, size: int) -> tuple[list[_Stored], _Membe
         decode = functools.partial(_decode_cifar_tar, path, name, size)
     else:
         decode = functools.partial(_decode_zip, path, name, 3, size, 3)
-    stored = _cached("cifar100", _sha256(path), (size, size, 3), decode)
+    stored = _cached("cifar100", _checksum(path), (size, size, 3), decode)
     lists = _class_lists(name)
     for label in sorted({label for labels in lists.values() for label in labels}.difference(stored[0].classes)):
         raise UserError(f"{path} has no class {label!r}, so it is not CIFAR-100: {_fetch_again(name)}")
@@ -416,25 +420,35 @@ def _load_cifar(name: str, root: Path, size: int) -> tuple[list[_Stored], _Membe
 def _load_folder(directory: Path, size: int) -> tuple[list[_Stored], _Members]:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder: pass --data folder:DIR with images in DIR/<class>/")
-    classes = sorted(d.name for d in directory.iterdir() if d.is_dir() and not d.name.startswith("."))
+    classes = [path.name for path in _visible(directory) if path.is_dir()]
     if not classes:
         raise UserError(f"{directory} has no class folders: put the images of each class into {directory}/<class>/")
     members = _folder_splits(directory, classes)
-    used = sorted(label for labels in members.values() for label in set(labels))
+    _check_disjoint(directory, members)
+    used = sorted(label for labels in members.values() for label in labels)
     files: list[tuple[str, Path]] = []
     for label in used:
-        own = sorted(f for f in (directory / label).iterdir() if f.is_file() and not f.name.startswith("."))
+        own = [path for path in _visible(directory / label) if path.is_file()]
         if not own:
             raise UserError(f"class folder {directory / label} has no images: add some, or remove it")
         files += [(label, path) for path in own]
     key = hashlib.sha256()
     for label, path in track(files, f"checking {directory.name}"):
-        key.update(json.dumps([label, path.name, _sha256(path)]).encode())
+        key.update(json.dumps([label, path.name, _checksum(path)]).encode())
 
     def decode() -> _Decoded:
         return [label for label, _ in files], (read_image(path, size) for _, path in files)
 
     return [_cached("folder", key.hexdigest(), (size, size, 3), decode)], members
+
+
+def _visible(directory: Path) -> list[Path]:
+    """What a folder holds, by name, without hidden files."""
+    try:
+        paths = [path for path in directory.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"cannot read {directory} ({_one_line(error)}): check its permissions") from error
+    return sorted(paths, key=lambda path: path.name)
 
 
 def _folder_splits(directory: Path, classes: list[str]) -> _Members:
@@ -543,7 +557,7 @@ def _decode_cifar_tar(path: Path, name: str, size: int) -> _Decoded:
                 file = tar.extractfile(f"cifar-100-python/{part}")
                 if file is None:
                     raise ValueError(f"cifar-100-python/{part} is not a file")
-                parts[part] = _unpickle(file)
+                parts[part] = _unpickle(file.read())
         names = [label.decode() for label in parts["meta"][b"fine_label_names"]]
         both = parts["train"], parts["test"]
         labels = [names[k] for part in both for k in part[b"fine_labels"]]
@@ -556,7 +570,7 @@ def _decode_cifar_tar(path: Path, name: str, size: int) -> _Decoded:
     return [labels[k] for k in order], (_square(Image.fromarray(pixels[k]), size, 3) for k in order)
 
 
-def _unpickle(file: IO[bytes]) -> Any:
+def _unpickle(content: bytes) -> Any:
     """Load a pickle that may hold plain values and NumPy arrays, and can run nothing else."""
     reconstruct: Any = np.empty(0).__reduce__()[0]
     allowed = {
@@ -572,13 +586,13 @@ def _unpickle(file: IO[bytes]) -> Any:
                 raise pickle.UnpicklingError(f"its pickle asks for {module_name}.{global_name}, which is refused")
             return allowed[module_name, global_name]
 
-    return ArrayUnpickler(file, encoding="bytes").load()
+    return ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
 
 
-def _sha256(path: Path) -> str:
+def _checksum(path: Path, algorithm: str = "sha256") -> str:
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, algorithm).hexdigest()
     except OSError as error:
         raise UserError(f"cannot read {path} ({_one_line(error)}): check its permissions") from error
 
@@ -586,10 +600,9 @@ def _sha256(path: Path) -> str:
 def _state(archive: _Archive, path: Path) -> str:
     if not path.is_file():
         return "missing"
-    with open(path, "rb") as file:
-        if archive.md5 and hashlib.file_digest(file, "md5").hexdigest() == archive.md5:
-            return "original"
-    return "rebuilt" if archive.rebuilt and _sha256(path) == archive.rebuilt else "unknown checksum"
+    if archive.md5 and _checksum(path, "md5") == archive.md5:
+        return "original"
+    return "rebuilt" if archive.rebuilt and _checksum(path) == archive.rebuilt else "unknown checksum"
 
 
 class _DownloadBar:

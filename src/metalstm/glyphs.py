@@ -26,8 +26,8 @@ VERSION = 1
 # The pixels depend on Pillow's FreeType and on matplotlib's fonts, so a cache made with others must not be read.
 KEY: str = f"glyphs-{VERSION}-pillow-{PIL.__version__}-matplotlib-{matplotlib.__version__}"
 
-# script -> (split, code points). Of characters that look the same the first one stays: meta-test comes first, so its
-# alphabets stay whole and training gives way.
+# script -> (split, code points). Of characters that look the same the first one stays: meta-test comes first, so that
+# training gives way, not its small alphabets.
 SCRIPTS: dict[str, tuple[str, str]] = {
     "Armenian": ("meta-test", "0531-0556 0561-0587"),
     "Georgian": ("meta-test", "10A0-10FA 2D00-2D2D"),
@@ -54,18 +54,21 @@ SCRIPTS: dict[str, tuple[str, str]] = {
     "Signs": ("meta-train", "2108 2114 2117 2118 211E 2127 2132 2625-2629 262E 2660-2667 2669-266F 2692-2697"),
 }
 
-# The first font that has a character decides whether it looks like another; all that have it take turns in drawing.
+# All fonts that have a character take turns in drawing it, unless they draw another shape than the first that has it.
 FONTS = ("DejaVuSans.ttf", "DejaVuSansMono.ttf", "DejaVuSerif.ttf", "STIXGeneral.ttf")
 FONT_SIZE = 96
 SMALLEST = 36  # of FONT_SIZE: dots and primes would be blown up to blobs
 LONGER_SIDE, CANVAS = 64, 80  # a glyph on its canvas, before it is drawn at SIZE: large, so that warping stays sharp
-SAME = 0.94  # cosine similarity above which two glyphs are one picture: Z and Ƶ stay apart, О and O don't
+# Cosine similarity of two glyphs above which they are one picture (O and the Cyrillic О, not Z and Ƶ), and that above
+# which two fonts draw one shape.
+SAME, ALIKE = 0.94, 0.7
 
-# How much hands differ, as standard deviations.
-ROTATION = 0.12  # radians
+# How much hands differ: standard deviations, and the largest move away from the middle.
+ROTATION = 0.15  # radians
 SLANT = 0.2
 STRETCH = 0.15
 WOBBLE = 0.9  # pixels of a drawing
+FARTHEST = 2.5
 
 
 def _characters(code_points: str) -> list[str]:
@@ -103,11 +106,11 @@ def _candidates() -> Iterator[tuple[str, UInt8[np.ndarray, "fonts canvas canvas"
     fonts = [
         (
             ImageFont.truetype(folder / name, FONT_SIZE, layout_engine=ImageFont.Layout.BASIC),
-            TTFont(folder / name).getBestCmap(),
+            TTFont(folder / name).getBestCmap() or {},
         )
         for name in FONTS
     ]
-    for script, (_, code_points) in SCRIPTS.items():
+    for script, (_, code_points) in track(SCRIPTS.items(), "rendering characters", total=len(SCRIPTS)):
         for character in _characters(code_points):
             glyphs = [_glyph(character, font) for font, characters in fonts if ord(character) in characters]
             glyphs = [glyph for glyph in glyphs if glyph is not None]
@@ -117,15 +120,24 @@ def _candidates() -> Iterator[tuple[str, UInt8[np.ndarray, "fonts canvas canvas"
 
 def _distinct() -> dict[str, UInt8[np.ndarray, "fonts canvas canvas"]]:
     """The classes: all candidates that in no font look like an earlier one in any font."""
-    classes, seen = {}, np.empty((0, 400))
-    for name, glyphs in track(list(_candidates()), "choosing glyphs"):
-        # 20 x 20 block means, still integers: sums of their products are exact, so no rounding error picks a class.
-        small = glyphs.reshape(len(glyphs), 20, CANVAS // 20, 20, CANVAS // 20).sum((2, 4)).reshape(-1, 400)
-        small = small.astype(np.float64)
-        similarity = small @ seen.T / np.sqrt((small**2).sum(1)[:, None] * (seen**2).sum(1))
-        if similarity.max(initial=0) < SAME:
-            classes[name] = glyphs
-            seen = np.concatenate([seen, small])
+    candidates = list(_candidates())
+    glyphs = np.concatenate([glyphs for _, glyphs in candidates])
+
+    # Integers of 0 to 63: float32 sums of their products are exact, so rounding never decides which classes there are.
+    small = glyphs.reshape(-1, 20, CANVAS // 20, 20, CANVAS // 20).sum((2, 4)) // 64
+    small = small.reshape(-1, 400).astype(np.float32)
+    similarity = small @ small.T
+    norm = np.sqrt(similarity.diagonal())
+    similarity /= norm[:, None] * norm
+
+    classes, taken, start = {}, np.zeros(len(glyphs), bool), 0
+    for name, in_fonts in candidates:
+        own = np.arange(start, start + len(in_fonts))
+        own = own[similarity[start, own] > ALIKE]
+        start += len(in_fonts)
+        if similarity[own][:, taken].max(initial=0) < SAME:
+            classes[name] = glyphs[own]
+            taken[own] = True
     return classes
 
 
@@ -141,9 +153,8 @@ def _drawings(
     glyphs: UInt8[np.ndarray, "fonts canvas canvas"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "drawings size size"]:
     """One character by twenty hands."""
-    glyphs = (
-        glyphs[np.arange(DRAWINGS) % len(glyphs)] / glyphs.max((1, 2), keepdims=True)[np.arange(DRAWINGS) % len(glyphs)]
-    )
+    inked = glyphs[np.arange(DRAWINGS) % len(glyphs)].astype(np.float64)
+    inked /= inked.max((1, 2), keepdims=True)  # or the blur would have erased thin strokes
 
     # A hand is a matrix from glyph to drawing: stretch, slant, rotate.
     angle, slant, stretch = rng.normal(size=(3, DRAWINGS)) * [[ROTATION], [SLANT], [STRETCH]]
@@ -153,12 +164,13 @@ def _drawings(
     rotation = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(-1, 2, 2)
     hand = rotation @ slanting @ stretching
 
-    # Scaled so that the character, whatever its hand, fills 60 to 80 % of the frame; then put near the middle.
+    # Scaled so that the character, whatever its hand, fills 60 to 80 % of the frame; then moved, but not off the frame.
     from_centre = np.abs(np.arange(CANVAS) - (CANVAS - 1) / 2)
-    half_box = np.stack([((glyphs.max(axis) > 0.2) * from_centre).max(1) for axis in (1, 2)], -1)  # (drawings, 2)
-    half_drawn = (np.abs(hand) @ half_box[:, :, None]).max((1, 2))
-    hand *= (rng.uniform(0.3, 0.4, DRAWINGS) * SIZE / half_drawn)[:, None, None]
-    place = rng.uniform(-1.5, 1.5, (DRAWINGS, 2, 1))
+    half_box = np.stack([((inked.max(axis) > 0.2) * from_centre).max(1) for axis in (1, 2)], -1)[:, :, None]
+    half_drawn = np.abs(hand) @ half_box  # (drawings, 2, 1)
+    scale = rng.uniform(0.3, 0.4, (DRAWINGS, 1, 1)) * SIZE / half_drawn.max(1, keepdims=True)
+    hand *= scale
+    place = rng.uniform(-1, 1, (DRAWINGS, 2, 1)) * np.minimum(FARTHEST, SIZE / 2 - 2 - half_drawn * scale)
 
     # Each pixel of a drawing looks up its place on the canvas, between four of the canvas' pixels.
     pixel = np.arange(SIZE) - (SIZE - 1) / 2
@@ -168,8 +180,8 @@ def _drawings(
     corner = source.astype(np.intp)
     (right, down), (column, row) = np.moveaxis(source - corner, 1, 0), np.moveaxis(corner, 1, 0)
     k = np.arange(DRAWINGS)[:, None]
-    above = glyphs[k, row, column] * (1 - right) + glyphs[k, row, column + 1] * right
-    below = glyphs[k, row + 1, column] * (1 - right) + glyphs[k, row + 1, column + 1] * right
+    above = inked[k, row, column] * (1 - right) + inked[k, row, column + 1] * right
+    below = inked[k, row + 1, column] * (1 - right) + inked[k, row + 1, column + 1] * right
     ink = above * (1 - down) + below * down
 
     # The glyph is blurred, so the level at which ink begins sets the stroke's width.

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+import torch
+from test_episodes import numbered
+
+from metalstm.episodes import EpisodeSampler
+from metalstm.evaluation import Accuracy, evaluate
+from metalstm.methods import Method, PixelNearestNeighbor
+
+
+def test_mean_and_interval_are_those_of_the_protocol():
+    values = np.random.default_rng(0).uniform(20, 100, 600)
+    accuracy = Accuracy(values.tolist())
+    assert accuracy.mean == pytest.approx(values.mean())
+    assert accuracy.ci95 == pytest.approx(1.96 * values.std(ddof=1) / np.sqrt(600))
+    assert str(accuracy) == f"{values.mean():.2f} +- {1.96 * values.std(ddof=1) / np.sqrt(600):.2f} %"
+
+
+def test_one_episode_has_no_interval():
+    assert Accuracy([50.0]).ci95 == float("inf")
+
+
+class Oracle(Method):
+    """Right on classes 0 and 1, wrong on class 2: query labels lie class by class."""
+
+    def adapt(self, support):
+        return {}
+
+    def logits(self, adapted, query_x):
+        right = torch.eye(3).repeat_interleave(query_x.shape[1] // 3, 0)
+        right[-query_x.shape[1] // 3 :] = torch.tensor([1.0, 0.0, 0.0])
+        return right[None]
+
+
+def test_accuracy_is_the_share_of_right_queries():
+    sampler = EpisodeSampler(numbered([8] * 4), 3, 1, 5)
+    assert evaluate(Oracle(), sampler, 4).per_episode == pytest.approx([200 / 3] * 4)
+
+
+def test_every_method_sees_the_same_episodes():
+    sampler = EpisodeSampler(numbered([8] * 4), 3, 1, 5)
+    method = PixelNearestNeighbor()
+    assert evaluate(method, sampler, 5).per_episode == evaluate(method, sampler, 5).per_episode
+
+
+def test_evaluation_keeps_no_graph():
+    class Spy(PixelNearestNeighbor):
+        def adapt(self, support):
+            assert not torch.is_grad_enabled()
+            return super().adapt(support)
+
+    evaluate(Spy(), EpisodeSampler(numbered([8] * 4), 3, 1, 5), 1)

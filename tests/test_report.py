@@ -1,0 +1,74 @@
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_contract import config, episode
+
+from metalstm import report
+from metalstm.learners import Conv4
+from metalstm.methods import build
+
+
+def picture(figure) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(report.png(figure))).convert("RGB"))
+
+
+def metrics(path, n: int):
+    lines = [
+        {"episode": 50 * k, "loss": 1.5 / k, "accuracy": 20.0 + k, **({"meta_val": 30.0 + k} if k % 2 == 0 else {})}
+        for k in range(1, n + 1)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("n", [1, 2, 100])
+def test_learning_curve(tmp_path, n):
+    figure = report.learning_curve(metrics(tmp_path / "metrics.jsonl", n))
+    assert picture(figure).std() > 5
+    left, right = figure.axes
+    assert left.get_ylabel() == "query loss (nats)"
+    labels = [text.get_text() for text in right.get_legend().get_texts()]
+    assert (f"chosen: {30 + n:.1f} % at {50 * n:,}" in labels) == (n > 1)
+
+
+def test_gates_show_each_layer_over_the_steps():
+    method = build(config("best"))
+    support = episode(3)
+    support = type(support)(type(support.support)(support.support.x.float(), support.support.y, 3), support.query)
+    figure = report.gates(method, support)
+    assert [axes.get_title() for axes in figure.axes[:5]] == ["conv1", "conv2", "conv3", "conv4", "head"]
+    assert len(figure.axes) == 10
+    for axes in figure.axes:
+        assert len(axes.lines) == 3 + 1  # tasks and their mean
+        assert len(axes.lines[0].get_xdata()) == 4  # 2 epochs of 2 mini-batches
+        values = np.concatenate([np.asarray(line.get_ydata()) for line in axes.lines])
+        assert ((values > 0) & (values < 1)).all()
+    forget = np.asarray(figure.axes[0].lines[0].get_ydata())
+    with torch.no_grad():
+        step = next(iter(method.trajectory(support.support)))
+    assert forget[0] == pytest.approx(step.state.f[0, : 4 * 9 + 2 * 4].sigmoid().mean().item(), rel=1e-6)
+
+
+def test_layers_tile_theta():
+    layers = report._layers(Conv4((3, 16, 16), 4).layout(5))
+    assert list(layers) == ["conv1", "conv2", "conv3", "conv4", "head"]
+    stops = [0, *(place.stop for place in layers.values())]
+    assert [place.start for place in layers.values()] == stops[:-1]
+
+
+def test_episode_picture():
+    both = episode(1)
+    assert picture(report.episode_picture(both)).std() > 5
+
+
+def test_page_is_self_contained_and_escapes_what_it_is_given(tmp_path):
+    figure = report.learning_curve(metrics(tmp_path / "metrics.jsonl", 3))
+    page = report.page("A <title>", ["some & text", figure, (("a", "b"), [("1 < 2", "x")])])
+    assert "<h1>A &lt;title&gt;</h1>" in page
+    assert "<td>1 &lt; 2</td>" in page
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
