@@ -51,6 +51,8 @@ class TrainingSettings:
 
     episodes: int = 50_000
     """Meta-train episodes at the most."""
+    minutes: float | None = None
+    """Minutes of training at the most, validations included."""
     meta_batch: int = 1
     """Episodes an outer step."""
     lr: float = 1e-3
@@ -158,6 +160,8 @@ def check(settings: MetaLSTMSettings, training: TrainingSettings) -> None:
     wrong += [
         f"--{name.replace('_', '-')} {values[name]}: must be above 0" for name in ("lr", "clip") if values[name] <= 0
     ]
+    if training.minutes is not None and training.minutes <= 0:
+        wrong.append(f"--minutes {training.minutes}: must be above 0")
     if not 0 < settings.norm_momentum <= 1:
         wrong.append(f"--norm-momentum {settings.norm_momentum}: must be above 0 and at most 1")
     if wrong:

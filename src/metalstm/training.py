@@ -20,7 +20,7 @@ from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError
 from metalstm.evaluation import evaluate
 from metalstm.methods import build
-from metalstm.recipes import RunConfig
+from metalstm.recipes import RunConfig, TrainingSettings
 
 LOG_EVERY = 50  # episodes between two lines of metrics.jsonl; the resume state is saved as often
 
@@ -77,9 +77,10 @@ def train(
     losses: list[torch.Tensor] = []
     accuracies: list[torch.Tensor] = []
     logged = at["episode"], at["seconds"]
+    stopping = False
     with _signals() as stop, progress(TextColumn("{task.fields[status]}")) as bar:
         task = bar.add_task("meta-training", total=settings.episodes, completed=at["episode"], status="")
-        while at["episode"] < settings.episodes and at["since_best"] < settings.patience and not stop:
+        while not _is_done(settings, at) and not stopping:
             numbers = range(at["episode"], at["episode"] + settings.meta_batch)
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(settings.lr, settings.lr_decay, numbers.start / settings.episodes)
@@ -93,8 +94,11 @@ def train(
             at["episode"] = numbers.stop
             at["seconds"] = time.monotonic() - started
 
-            validate = _crosses(numbers, settings.val_every) or at["episode"] >= settings.episodes
-            if validate or _crosses(numbers, LOG_EVERY) or stop:
+            bar.update(task, completed=at["episode"])
+
+            stopping = bool(stop)  # read once: what comes later waits for the next step
+            validate = _crosses(numbers, settings.val_every) or _is_done(settings, at)
+            if validate or _crosses(numbers, LOG_EVERY) or stopping:
                 line = {
                     "episode": at["episode"],
                     "seconds": round(at["seconds"], 3),
@@ -126,10 +130,10 @@ def train(
                 status = f"{line['episodes_per_second']:.1f}/s  loss {line['loss']:.3f}  acc {line['accuracy']:.1f} %"
                 if at["best_episode"]:
                     status += f"  meta-val best {at['best']:.1f} % at {at['best_episode']:,}"
-                bar.update(task, completed=at["episode"], status=status)
+                bar.update(task, status=status)
                 if not console.is_terminal and validate:
                     console.print(f"episode {at['episode']:,}  {status}", soft_wrap=True)
-    if stop:
+    if stopping:
         raise Interrupted(f"saved after episode {at['episode']:,}; go on with the same command and --resume")
     _record(out / "config.json", config, finished=True)
 
@@ -148,7 +152,7 @@ def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
         raise UserError(f"{path} is damaged ({error}): restore it, or train anew with another --out") from error
     now = config.to_dict()
     for values in (before, now):  # a run may be made longer
-        values["training"] = {**values["training"], "episodes": None}
+        values["training"] = {**values["training"], "episodes": None, "minutes": None}
     if before != now:
         different = [
             f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
@@ -181,6 +185,12 @@ def _forget_metrics_after(path: Path, episode: int) -> None:
     checkpoint.write(path, "".join(kept).encode())
 
 
+def _is_done(settings: TrainingSettings, at: dict[str, Any]) -> bool:
+    """Whether a run has had its episodes, its minutes, or its patience with meta-val."""
+    out_of_time = settings.minutes is not None and at["seconds"] >= 60 * settings.minutes
+    return at["episode"] >= settings.episodes or out_of_time or at["since_best"] >= settings.patience
+
+
 def _learning_rate(lr: float, decay: bool, progress: float) -> float:
     return lr * (1 + math.cos(math.pi * progress)) / 2 if decay else lr
 
@@ -199,6 +209,7 @@ def _signals() -> Iterator[list[int]]:
         if received:
             os._exit(130)
         received.append(number)
+        console.print("stopping after this step; once more to stop at once, from the last saved state")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
