@@ -4,8 +4,9 @@ import base64
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from metalstm.optimizers import MetaLSTMState
 
 def learning_curve(metrics: Path) -> Figure:
     """Loss, accuracy and meta-val accuracy against episodes, from a run's `metrics.jsonl`."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = _read(metrics)
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     episodes = [line["episode"] for line in lines]
@@ -38,6 +39,27 @@ def learning_curve(metrics: Path) -> Figure:
         best = max(measured, key=lambda point: point[1])
         right.plot(*best, "*", markersize=13, color="C3", label=f"chosen: {best[1]:.1f} % at {best[0]:,}")
     right.legend(loc="lower right")
+    return figure
+
+
+def meta_val_curves(runs: Mapping[str, Path]) -> Figure:
+    """Meta-val accuracy of several runs, against minutes and against episodes.
+
+    Args:
+        runs: Label -> run folder.
+    """
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    by_time, by_episode = figure.subplots(1, 2, sharey=True)
+    for label, folder in runs.items():
+        lines = [line for line in _read(folder / "metrics.jsonl") if "meta_val" in line]
+        values = [line["meta_val"] for line in lines]
+        by_time.plot([line["seconds"] / 60 for line in lines], values, "o-", markersize=3, label=label)
+        by_episode.plot([line["episode"] for line in lines], values, "o-", markersize=3, label=label)
+    by_time.set(xlabel="minutes", ylabel="meta-val accuracy (%)")
+    by_episode.set(xlabel="meta-train episodes")
+    for axes in (by_time, by_episode):
+        axes.grid(alpha=0.3)
+    by_episode.legend(loc="lower right")
     return figure
 
 
@@ -128,6 +150,10 @@ def page(title: str, blocks: Sequence[str | Figure | tuple[Sequence[str], Sequen
             body += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
             body.append("</table>")
     return _PAGE.format(title=html.escape(title), body="\n".join(body))
+
+
+def _read(metrics: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in metrics.read_text().splitlines()]
 
 
 def _layers(layout: Layout) -> dict[str, slice]:

@@ -8,13 +8,20 @@ from torch.func import functional_call
 class Conv4(nn.Sequential):
     """4 x (3x3 convolution, batch-norm, ReLU, 2x2 max-pool), then a linear head."""
 
-    def __init__(self, image_shape: tuple[int, int, int], n_way: int, filters: int = 32, conv_bias: bool = True):
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        n_way: int,
+        filters: int = 32,
+        conv_bias: bool = True,
+        momentum: float = 0.1,
+    ):
         channels, height, width = image_shape
         layers: list[nn.Module] = []
         for block in range(4):
             layers += [
                 nn.Conv2d(filters if block else channels, filters, 3, padding=1, bias=conv_bias),
-                nn.BatchNorm2d(filters, eps=1e-3),
+                nn.BatchNorm2d(filters, eps=1e-3, momentum=momentum),
                 nn.ReLU(),
                 nn.MaxPool2d(2),
             ]
@@ -46,6 +53,11 @@ class Conv4(nn.Sequential):
         self.train()
         return functional_call(self, self.named(theta), (x,), strict=False)
 
+    def running_logits(self, theta: Tensor, x: Tensor) -> Tensor:
+        """Normalised by the running averages that `logits` left in the batch-norms."""
+        self.eval()
+        return functional_call(self, self.named(theta), (x,), strict=False)
+
     def moments(self, theta: Tensor, x: Tensor) -> Tensor:
         """Mean and biased variance of what enters each batch-norm; gradients flow to theta."""
         seen: list[Tensor] = []
@@ -67,14 +79,12 @@ class Conv4(nn.Sequential):
             mean, var = pair[:, :, None, None]
 
             def hook(layer: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-                gamma, beta = (p[:, None, None] for p in layer.parameters())
+                gamma, beta = (part[:, None, None] for part in layer.parameters())
                 return gamma * (args[0] - mean) / torch.sqrt(var + 1e-3) + beta
 
             return hook
 
-        hooks = [
-            norm.register_forward_hook(normalise(pair)) for norm, pair in zip(self.norms(), pairs, strict=True)
-        ]
+        hooks = [norm.register_forward_hook(normalise(pair)) for norm, pair in zip(self.norms(), pairs, strict=True)]
         logits = self.logits(theta, x)
         for hook in hooks:
             hook.remove()

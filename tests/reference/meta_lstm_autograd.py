@@ -1,6 +1,7 @@
 """The Meta-Learner LSTM's whole inner loop left to autograd (Ravi & Larochelle 2017, section 3)."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from math import exp
 from typing import NamedTuple
 
 import torch
@@ -28,13 +29,11 @@ def zeros(theta: Tensor, hidden: int) -> State:
 
 def preprocess(x: Tensor) -> Tensor:
     """Section 3.2: `(log|x| / p, sign x)` where `|x| >= e^-p`, else `(-1, e^p x)`; one row a value."""
-    rows = []
-    for value in x:
-        if value.detach().abs() >= torch.exp(x.new_tensor(-P)):
-            rows.append(torch.stack([value.abs().log() / P, value.detach().sign()]))
-        else:
-            rows.append(torch.stack([x.new_tensor(-1.0), torch.exp(x.new_tensor(P)) * value]))
-    return torch.stack(rows)
+    large = x.abs() >= exp(-P)
+    first, second = torch.full_like(x, -1.0), exp(P) * x
+    first[large] = x[large].abs().log() / P
+    second[large] = x[large].sign()
+    return torch.column_stack([first, second])
 
 
 def step(weights: Weights, theta: Tensor, grad: Tensor, loss: Tensor, state: State) -> tuple[Tensor, State]:
@@ -60,24 +59,20 @@ def replay(weights: Weights, theta_0: Tensor, recorded: Iterable[tuple[Tensor, T
 
 
 def adapt(
-    weights: Weights, theta_0: Tensor, losses: Iterable[Loss], *, order: int, grad_divisor: float = 1.0
+    weights: Weights, theta_0: Tensor, losses: Sequence[Loss], *, order: int, divisors: Sequence[int] | None = None
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """theta_T over a sequence of inner losses, and the (gradient, loss) of every step.
+    """theta_T over a sequence of inner losses, and the gradient and loss of every step.
 
-    order 1 is the paper's gradient independence: gradients and losses are constants. Order 2 differentiates them as well.
+    Order 1 is the paper's gradient independence (section 3.3): gradients and losses are constants. Order 2
+    differentiates them too. The gradient of step t is divided by `divisors[t]`.
     """
     theta, state, recorded = theta_0, zeros(theta_0, weights["weight_h"].shape[1]), []
-    for inner_loss in losses:
+    for inner_loss, divisor in zip(losses, divisors or [1] * len(losses), strict=True):
+        loss = inner_loss(theta)
+        (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
+        grad = grad / divisor
         if order == 1:
-            leaf = theta.detach().requires_grad_()
-            loss = inner_loss(leaf)
-            grad, loss = torch.autograd.grad(loss, leaf)[0], loss.detach()
-        else:
-            if not theta.requires_grad:
-                theta = theta.detach().requires_grad_()
-            loss = inner_loss(theta)
-            (grad,) = torch.autograd.grad(loss, theta, create_graph=True)
-        grad = grad / grad_divisor
+            grad, loss = grad.detach(), loss.detach()
         recorded.append((grad, loss))
         theta, state = step(weights, theta, grad, loss, state)
     return theta, recorded

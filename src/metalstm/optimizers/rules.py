@@ -29,4 +29,4 @@ class SGD(InnerOptimizer[tuple[()]]):
         state: tuple[()],
     ) -> tuple[Float[Tensor, "*tasks n_params"], tuple[()]]:
         """One step down the gradient; arguments as in `InnerOptimizer.update`."""
-        return theta - self.lr * grad, state
+        return theta.add(grad, alpha=-self.lr), state
