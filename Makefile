@@ -1,0 +1,62 @@
+# `make demo` and `make test` each make the virtual environment that they need, .venv, and renew it where pyproject.toml
+# or constraints.txt change. pip's own settings hold, such as PIP_FIND_LINKS with a CPU build of torch.
+
+# The first one that fits is taken. Another: make PYTHON=/path/to/python3.12 demo
+PYTHON ?= python3 python3.13 python3.12 python3.11
+PIP_INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# A worker a core, with a torch thread each.
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
+
+.PHONY: demo test format constraints clean
+
+demo: .venv/core
+	.venv/bin/metalstm demo
+
+test: .venv/dev
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/pyright --pythonpath .venv/bin/python
+	.venv/bin/pytest $(PYTEST_ARGS)
+
+format: .venv/dev
+	.venv/bin/ruff format
+	.venv/bin/ruff check --fix
+
+.venv/core: pyproject.toml constraints.txt
+	$(call make-venv,.venv)
+	$(PIP_INSTALL) --editable .
+	@touch $@
+
+.venv/dev: .venv/core
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+# The newest versions that go together, of all extras, written down. The build of torch (+cpu) and what torch itself pins
+# are left out, as they are another matter on every machine.
+constraints:
+	$(call make-venv,.venv-constraints)
+	.venv-constraints/bin/python -m pip install torch==2.13.0 '.[dev,app,export,tensorboard]'
+	@{ echo '# Every dependency at the version that is tested, of the package and all its extras. Made by: make constraints'; \
+	.venv-constraints/bin/python -m pip freeze --all --exclude pip --exclude metalstm \
+	| sed 's/+.*//' | grep -v -e '^nvidia-' -e '^cuda-' -e '^triton=' | LC_ALL=C sort -f; } > constraints.txt
+	rm -r .venv-constraints
+
+clean:
+	rm -rf .venv .venv-constraints
+
+# $(call make-venv,FOLDER) with the first of $(PYTHON) that is of a supported version and can make one.
+define make-venv
+@for python in $(PYTHON); do \
+	version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo missing); \
+	case $$version in 3.11|3.12|3.13) \
+		if $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+			echo "$$python -m venv --clear $(1)  # Python $$version"; exec $$python -m venv --clear $(1); \
+		fi; \
+		version="$$version without venv";; \
+	esac; \
+	tried="$$tried$${tried:+, }$$python: $$version"; \
+done; \
+echo "metalstm needs Python 3.11 to 3.13 with venv, but found $$tried:" \
+	"install one (Debian: apt install python3-venv), or name it: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)" >&2; \
+exit 2
+endef

@@ -1,0 +1,34 @@
+"""Where tests find data, and how they are run: with one torch thread, and with shapes and types checked."""
+
+import os
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# Before torch is imported, and for the processes that tests start: xdist's workers share the cores, and a result does
+# not depend on their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if SHARED_DATA.is_dir():
+    os.environ.setdefault("METALSTM_DATA", str(SHARED_DATA))
+
+# Before anything imports metalstm.
+jaxtyping.install_import_hook("metalstm", "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Decode once for all tests, workers and sessions; `pytest --cache-clear` starts anew."""
+    # xdist's workers inherit it.
+    os.environ.setdefault("METALSTM_CACHE", str(config.cache.mkdir("metalstm")))
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The real data; skips the test where there is none."""
+    root = os.environ.get("METALSTM_DATA")
+    if not root:
+        pytest.skip(f"needs the real data: set METALSTM_DATA, or put it in {SHARED_DATA}")
+    return Path(root)
