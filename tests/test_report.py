@@ -32,7 +32,9 @@ def test_learning_curve(tmp_path, n):
     assert picture(figure).std() > 5
     left, right = figure.axes
     assert left.get_ylabel() == "query loss (nats)"
-    labels = [text.get_text() for text in right.get_legend().get_texts()]
+    legend = right.get_legend()
+    assert legend is not None
+    labels = [text.get_text() for text in legend.get_texts()]
     assert (f"chosen: {30 + n:.1f} % at {50 * n:,}" in labels) == (n > 1)
 
 
@@ -45,7 +47,7 @@ def test_gates_show_each_layer_over_the_steps():
     assert len(figure.axes) == 10
     for axes in figure.axes:
         assert len(axes.lines) == 3 + 1  # tasks and their mean
-        assert len(axes.lines[0].get_xdata()) == 4  # 2 epochs of 2 mini-batches
+        assert np.size(axes.lines[0].get_xdata()) == 4  # 2 epochs of 2 mini-batches
         values = np.concatenate([np.asarray(line.get_ydata()) for line in axes.lines])
         assert ((values > 0) & (values < 1)).all()
     forget = np.asarray(figure.axes[0].lines[0].get_ydata())

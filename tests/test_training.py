@@ -311,9 +311,8 @@ def test_a_line_tells_the_mean_since_the_line_before(meta_sets, tmp_path):
 
 
 def test_the_learning_rate_falls_along_half_a_cosine():
-    rates = [training._learning_rate(0.2, True, progress) for progress in (0.0, 0.25, 0.5, 1.0)]
-    assert rates == pytest.approx([0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0])
-    assert training._learning_rate(0.2, False, 0.7) == 0.2
+    factors = [training._cosine(progress) for progress in (0.0, 0.25, 0.5, 1.0)]
+    assert factors == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, 0])
 
 
 def test_lr_decay_rotations_and_meta_batch_change_the_weights(meta_sets, tmp_path):
@@ -321,6 +320,7 @@ def test_lr_decay_rotations_and_meta_batch_change_the_weights(meta_sets, tmp_pat
     variants: dict[str, dict[str, Any]] = {
         "plain": {},
         "lr": {"lr": 0.01},
+        "optimizer_lr": {"optimizer_lr": 0.01},
         "decay": {"lr_decay": True},
         "rotations": {"rotations": True},
         "meta_batch": {"meta_batch": 2},

@@ -52,7 +52,10 @@ def train(
     """
     settings = config.training
     method = build(config).to(device)
-    optimizer = torch.optim.Adam(method.parameters(), lr=settings.lr)
+    parameters: dict[float, list[torch.nn.Parameter]] = {settings.lr: [], settings.optimizer_lr: []}
+    for name, parameter in method.named_parameters():
+        parameters[settings.optimizer_lr if name.startswith("optimizer.") else settings.lr].append(parameter)
+    optimizer = torch.optim.Adam({"params": group, "lr": lr, "initial_lr": lr} for lr, group in parameters.items())
     images = meta_sets.splits["meta-train"]
     sampler = EpisodeSampler(
         images.rotated() if settings.rotations else images, config.n_way, config.n_shot, config.n_query, config.seed
@@ -83,7 +86,9 @@ def train(
         while not _is_done(settings, at) and not stopping:
             numbers = range(at["episode"], at["episode"] + settings.meta_batch)
             for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(settings.lr, settings.lr_decay, numbers.start / settings.episodes)
+                group["lr"] = group["initial_lr"] * (
+                    _cosine(numbers.start / settings.episodes) if settings.lr_decay else 1
+                )
             loss, accuracy = method(sampler.batch(numbers).to(device))
             optimizer.zero_grad()
             loss.backward()
@@ -191,8 +196,9 @@ def _is_done(settings: TrainingSettings, at: dict[str, Any]) -> bool:
     return at["episode"] >= settings.episodes or out_of_time or at["since_best"] >= settings.patience
 
 
-def _learning_rate(lr: float, decay: bool, progress: float) -> float:
-    return lr * (1 + math.cos(math.pi * progress)) / 2 if decay else lr
+def _cosine(progress: float) -> float:
+    """From 1 to 0 along half a cosine as progress goes from 0 to 1."""
+    return (1 + math.cos(math.pi * progress)) / 2
 
 
 def _crosses(numbers: range, every: int) -> bool:
