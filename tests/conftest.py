@@ -22,7 +22,8 @@ jaxtyping.install_import_hook("metalstm", "beartype.beartype")
 def pytest_configure(config: pytest.Config) -> None:
     """Decode once for all tests, workers and sessions; `pytest --cache-clear` starts anew."""
     # xdist's workers inherit it.
-    os.environ.setdefault("METALSTM_CACHE", str(config.cache.mkdir("metalstm")))
+    if hasattr(config, "cache"):
+        os.environ.setdefault("METALSTM_CACHE", str(config.cache.mkdir("metalstm")))
 
 
 @pytest.fixture(scope="session")

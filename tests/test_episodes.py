@@ -88,7 +88,7 @@ def test_every_class_and_image_gets_its_turn():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((6, 1, 1), "6-way episodes need 6 classes, but there are 5: add 1, or pass a smaller --n-way"),
+        ((6, 1, 1), "6-way episodes need 6 classes, but the set has 5: add 1, or pass a smaller --n-way"),
         (
             (5, 5, 15),
             "class 'class 2' has 3 images, but 5-shot with 15 queries needs 20: add 17, or pass a smaller --n-shot",

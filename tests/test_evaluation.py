@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from test_episodes import numbered
 
 from metalstm.episodes import EpisodeSampler
 from metalstm.evaluation import Accuracy, evaluate
 from metalstm.methods import Method, PixelNearestNeighbor
+from test_episodes import numbered
 
 
 def test_mean_and_interval_are_those_of_the_protocol():

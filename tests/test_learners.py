@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from metalstm.errors import UserError
 from metalstm.learners import Conv4
 from reference.conv4 import Conv4 as ReferenceConv4
 
@@ -257,5 +258,5 @@ def test_running_averages_equal_batchnorm():
 
 
 def test_small_images_are_refused():
-    with pytest.raises(ValueError, match=r"^images of 40x15 pixels are too small for Conv4: at least 16x16$"):
+    with pytest.raises(UserError, match=r"^images of 40x15 pixels are too small for Conv4: it needs at least 16x16$"):
         Conv4((3, 40, 15))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_contract import config, episode
 
 from metalstm import report
 from metalstm.learners import Conv4
 from metalstm.methods import build
+from test_contract import config, episode
 
 
 def picture(figure) -> np.ndarray:

@@ -196,7 +196,7 @@ def test_a_run_can_be_made_longer(meta_sets, tmp_path):
     assert_same_tensors(whole / "last.safetensors", out / "last.safetensors")
     assert_same_tensors(whole / "best.safetensors", out / "best.safetensors")
     assert metrics(out) == metrics(whole)
-    assert json.loads((out / "config.json").read_text()) == {"config": long.to_dict(), "finished": True}
+    assert json.loads((out / "config.json").read_text()) == long.to_dict()
 
 
 def test_a_finished_run_stays_as_it_is(meta_sets, tmp_path):
@@ -212,7 +212,8 @@ def test_fewer_episodes_than_done_do_not_change_what_is_recorded(meta_sets, tmp_
     out = tmp_path / "run"
     train(tiny_config(meta_sets, episodes=10, val_every=5), meta_sets, out)
     before = bytes_of(out)
-    train(tiny_config(meta_sets, episodes=5, val_every=5), meta_sets, out, resume=True)
+    with pytest.raises(UserError, match=r"run is 10 episodes long already: pass at least as many --episodes$"):
+        train(tiny_config(meta_sets, episodes=5, val_every=5), meta_sets, out, resume=True)
     assert bytes_of(out) == before
 
 
@@ -240,10 +241,10 @@ def test_ctrl_c_while_validating_ends_a_run_one_step_later(meta_sets, tmp_path, 
         train(config, meta_sets, out, resume=True)
     assert signal.getsignal(signal.SIGINT) is handler
     # The run is on its way to 15 episodes, and not there.
-    assert json.loads((out / "config.json").read_text()) == {"config": config.to_dict(), "finished": False}
+    assert json.loads((out / "config.json").read_text()) == config.to_dict()
     # Interrupted again, at its very end: there is nothing left to go on with.
     train(config, meta_sets, out, resume=True)
-    assert json.loads((out / "config.json").read_text()) == {"config": config.to_dict(), "finished": True}
+    assert json.loads((out / "config.json").read_text()) == config.to_dict()
     assert_same_tensors(whole / "last.safetensors", out / "last.safetensors")
     assert_same_tensors(whole / "best.safetensors", out / "best.safetensors")
     assert [line["episode"] for line in metrics(out)] == [5, 10, 11, 15]

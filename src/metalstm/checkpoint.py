@@ -1,5 +1,7 @@
 """Checkpoints: tensors in safetensors, everything else as JSON in its header. Loading one executes nothing."""
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -32,10 +34,16 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path} ({len(content):,} bytes): {error.strerror}: free some space or choose another folder"
-        ) from error
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise cannot_write(path, len(content), error) from error
+
+
+def cannot_write(path: Path, size: int, error: OSError) -> UserError:
+    """The error for a file of `size` bytes that the system refuses to write."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    mend = "free some space or choose another folder" if full else "choose another folder"
+    return UserError(f"cannot write {path} ({size:,} bytes): {error.strerror}: {mend}")
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -52,9 +60,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["metalstm"])
+            metadata = file.metadata() or {}
+            if "metalstm" not in metadata:
+                raise ValueError("it has no metadata of metalstm")
+            meta = json.loads(metadata["metalstm"])
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         if not path.exists():
             raise UserError(f"no checkpoint at {path}") from error
         raise UserError(f"{path} is damaged or not a checkpoint of metalstm ({error}): get or train it anew") from error
@@ -79,7 +90,7 @@ def load_method(name: str | Path) -> tuple[Method, RunConfig, dict[str, Any]]:
         method = build(config)
         prefix = "method."
         method.load_state_dict({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, UserError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} does not fit this version of metalstm ({reason}): train it anew") from error
     return method.eval(), config, meta
@@ -125,7 +136,19 @@ def training_state(method: Method, optimizer: torch.optim.Optimizer) -> dict[str
 
 
 def restore_training_state(method: Method, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `training_state` took."""
+    """Put back what `training_state` took after a step.
+
+    Raises:
+        ValueError: The tensors are of another method, or not all there.
+    """
+    # One step that changes nothing lasting makes the optimiser's state, with the names and shapes to hold against.
+    for parameter in method.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    expected = training_state(method, optimizer)
+    wrong = [name for name in expected.keys() | tensors.keys() if _shape(expected, name) != _shape(tensors, name)]
+    if wrong:
+        raise ValueError(f"{min(wrong)} is missing, foreign or of another shape")
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -133,3 +156,7 @@ def restore_training_state(method: Method, optimizer: torch.optim.Optimizer, ten
             state.setdefault(int(index), {})[name] = tensor
     method.load_state_dict({key.removeprefix("method."): t for key, t in tensors.items() if key.startswith("method.")})
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None

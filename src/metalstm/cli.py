@@ -40,6 +40,8 @@ class Common:
         """Set the threads; gives the device."""
         import torch
 
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed}: must be at least 0 and below {2**32}")
         if self.threads < 0:
             raise UserError(f"--threads {self.threads}: must be at least 0")
         if self.threads:
@@ -47,7 +49,7 @@ class Common:
         if self.device == "auto":
             return "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            torch.empty(0, device=self.device)
+            torch.zeros(1, device=self.device).item()
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--device {self.device}: not usable here ({reason}): pass --device cpu") from error
@@ -72,6 +74,8 @@ class Demo:
 
     def run(self) -> None:
         """Train, compare, report."""
+        if self.episodes < 1:
+            raise UserError(f"--episodes {self.episodes}: must be at least 1")
         from metalstm.demo import demo
 
         demo(self.out, self.episodes, self.common.seed, self.common.start(), self.common.data_root)
@@ -147,6 +151,8 @@ class Train:
     def run(self) -> None:
         """Train, then draw the learning curve and the gates."""
         recipes.check(self.settings, self.training)
+        if self.n_query < 1:
+            raise UserError(f"--n-query {self.n_query}: must be at least 1")
         device = self.common.start()
         from metalstm import checkpoint, datasets, report
         from metalstm.episodes import EpisodeSampler
@@ -203,8 +209,6 @@ class Evaluate:
     """Another normalisation of queries than the checkpoint's; `batch` is transductive."""
     json: str | None = None
     """File to write the result to, `-` for stdout."""
-    image_size: int | None = None
-    """Side in pixels of the images of folder:DIR."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
@@ -223,13 +227,16 @@ class Evaluate:
             raise unknown("split", self.split, datasets.SPLITS)
         if self.episodes < 2:
             raise UserError(f"--episodes {self.episodes}: an interval needs at least 2")
-        meta_sets = datasets.load(self.data or config.data, self.common.data_root, self.image_size)
+        if self.n_query < 1:
+            raise UserError(f"--n-query {self.n_query}: must be at least 1")
+        meta_sets = datasets.load(self.data or config.data, self.common.data_root, config.image_shape[1])
         if meta_sets.digest != config.data_digest:
             raise UserError(
                 f"{self.checkpoint} was trained on {config.data} (digest {config.data_digest[:12]}), but "
                 f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): pass --data {config.data}"
             )
-        n_way, n_shot = self.n_way or config.n_way, self.n_shot or config.n_shot
+        n_way = config.n_way if self.n_way is None else self.n_way
+        n_shot = config.n_shot if self.n_shot is None else self.n_shot
         sampler = EpisodeSampler(meta_sets.splits[self.split], n_way, n_shot, self.n_query, self.common.seed)
         query_norm = None
         if isinstance(method, GradientMethod):

@@ -14,7 +14,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -53,11 +53,13 @@ class ImagesByClass:
         images: uint8 (n_images, height, width, channels), read-only, possibly memory-mapped.
         classes: The class names.
         spans: int64 (n_classes, 2): class k is `images[spans[k, 0]:spans[k, 1]]`.
+        name: What messages call it: "meta-val", say.
     """
 
     images: np.ndarray
     classes: tuple[str, ...]
     spans: np.ndarray
+    name: str = "the set"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -78,7 +80,7 @@ class ImagesByClass:
         for name in sorted(wanted.difference(self.classes)):
             raise unknown("class", name, self.classes)
         keep = [k for k, name in enumerate(self.classes) if name in wanted]
-        return ImagesByClass(self.images, tuple(self.classes[k] for k in keep), self.spans[keep])
+        return ImagesByClass(self.images, tuple(self.classes[k] for k in keep), self.spans[keep], self.name)
 
     def rotated(self) -> "ImagesByClass":
         """Four times the classes: as they are, then turned by 90, 180 and 270 degrees as new classes ("name@90").
@@ -89,7 +91,7 @@ class ImagesByClass:
         images = np.concatenate([np.rot90(own, turns, axes=(1, 2)) for turns in range(4)])
         images.flags.writeable = False
         names = [f"{name}@{90 * turns}" if turns else name for turns in range(4) for name in self.classes]
-        return ImagesByClass(images, tuple(names), _spans(4 * np.diff(self.spans, axis=1).ravel().tolist()))
+        return ImagesByClass(images, tuple(names), _spans(4 * np.diff(self.spans, axis=1).ravel().tolist()), self.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -340,7 +342,7 @@ def _meta_sets(name: str, stored: list[_Stored], members: _Members, licence: str
     """Put the splits together from what is stored; each class lies in one of `stored`."""
     home = {label: images for images, _ in stored for label in images.classes}
     pixels = {label: sha256 for _, sums in stored for label, sha256 in sums.items()}
-    splits = {split: home[members[split][0]].subset(members[split]) for split in SPLITS}
+    splits = {s: replace(home[members[s][0]].subset(members[s]), name=s) for s in SPLITS}
     content = [splits[SPLITS[0]].image_shape, [[[label, pixels[label]] for label in splits[s].classes] for s in SPLITS]]
     return MetaSets(name, splits, licence, hashlib.sha256(json.dumps(content).encode()).hexdigest())
 

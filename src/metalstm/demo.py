@@ -16,8 +16,8 @@ from metalstm.optimizers import SGD
 from metalstm.training import train
 
 N_WAY, N_SHOT = 5, 5
-RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-TUNING_EPISODES, TEST_EPISODES = 30, 200
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+TUNING_EPISODES, TEST_EPISODES = 30, 100
 
 
 def demo(out: Path, episodes: int, seed: int, device: str, data_root: Path | None) -> None:

@@ -72,7 +72,7 @@ class EpisodeSampler:
                 raise UserError(f"{name} {value}: must be at least {least}")
         if n_way > len(images.classes):
             raise UserError(
-                f"{n_way}-way episodes need {n_way} classes, but there are {len(images.classes)}: "
+                f"{n_way}-way episodes need {n_way} classes, but {images.name} has {len(images.classes)}: "
                 f"add {n_way - len(images.classes)}, or pass a smaller --n-way"
             )
         needed = n_shot + n_query

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metalstm.errors import UserError
+
 Layout = dict[str, tuple[slice, tuple[int, ...]]]
 
 
@@ -36,7 +38,7 @@ class Conv4(nn.Module):
         super().__init__()
         channels, height, width = image_shape
         if min(height, width) < 2**self.n_blocks:
-            raise ValueError(f"images of {height}x{width} pixels are too small for Conv4: at least 16x16")
+            raise UserError(f"images of {height}x{width} pixels are too small for Conv4: it needs at least 16x16")
         self.image_shape = (channels, height, width)
         self.filters = filters
         self.unit_gamma = unit_gamma

@@ -101,11 +101,14 @@ class RunConfig:
         Raises:
             TypeError: A name is missing or unknown.
         """
-        tuples = {name: tuple(values["settings"][name]) for name in ("forget_bias", "input_bias")}
-        settings = MetaLSTMSettings(**{**values["settings"], **tuples})
-        training = TrainingSettings(**values["training"])
-        image_shape = tuple(values["image_shape"])
-        return cls(**{**values, "settings": settings, "training": training, "image_shape": image_shape})
+        settings = MetaLSTMSettings(**_with_tuples(values["settings"]))
+        training = TrainingSettings(**_with_tuples(values["training"]))
+        return cls(**{**_with_tuples(values), "settings": settings, "training": training})
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """What JSON made lists of."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def named(method: str, recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, TrainingSettings]:
@@ -142,7 +145,7 @@ def named(method: str, recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSet
         train_query_norm="support",
         shared_head=True,
     )
-    # A clip of 0.25 gives an episode whose inner loop diverged no more weight than any other, so that the input gate grows
+    # With a clip of 0.25 an episode whose inner loop diverged weighs no more than any other, and the input gate grows
     # until many do.
     training = replace(training, optimizer_lr=1e-4, clip=10.0, val_every=250, rotations=data == "omniglot")
     return settings, training
@@ -165,9 +168,9 @@ def check(settings: MetaLSTMSettings, training: TrainingSettings) -> None:
     wrong += [
         f"--{name.replace('_', '-')} {values[name]}: must be above 0"
         for name in ("lr", "optimizer_lr", "clip")
-        if values[name] <= 0
+        if not values[name] > 0
     ]
-    if training.minutes is not None and training.minutes <= 0:
+    if training.minutes is not None and not training.minutes > 0:
         wrong.append(f"--minutes {training.minutes}: must be above 0")
     if not 0 < settings.norm_momentum <= 1:
         wrong.append(f"--norm-momentum {settings.norm_momentum}: must be above 0 and at most 1")

@@ -62,11 +62,20 @@ def train(
     )
     val_sampler = EpisodeSampler(meta_sets.splits["meta-val"], config.n_way, config.n_shot, config.n_query, config.seed)
     at: dict[str, Any] = {"episode": 0, "seconds": 0.0, "best": -1.0, "best_episode": 0, "since_best": 0}
-    if _begin(config, out, resume):
-        tensors, meta = checkpoint.load(out / "last.safetensors")
-        checkpoint.restore_training_state(method, optimizer, tensors)
-        at = meta["at"]
+    if _can_resume(config, out, resume):
+        path = out / "last.safetensors"
+        tensors, meta = checkpoint.load(path)
+        try:
+            checkpoint.restore_training_state(method, optimizer, tensors)
+            at = {name: type(start)(meta["at"][name]) for name, start in at.items()}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not a state of this run ({error}): train anew with another --out") from error
         console.print(f"{out}: going on after episode {at['episode']:,}")
+    if settings.episodes <= at["episode"] - settings.meta_batch:
+        raise UserError(f"{out} is {at['episode']:,} episodes long already: pass at least as many --episodes")
+    for left in out.glob(".*.tmp"):  # by a run that was killed while it wrote
+        left.unlink()
+    checkpoint.write(out / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
     _forget_metrics_after(out / "metrics.jsonl", at["episode"])
 
     def save(name: str) -> None:
@@ -127,8 +136,7 @@ def train(
                         save("best.safetensors")
                     else:
                         at["since_best"] += 1
-                with (out / "metrics.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                _append(out / "metrics.jsonl", json.dumps(line) + "\n")
                 save("last.safetensors")
                 losses, accuracies = [], []
                 logged = at["episode"], at["seconds"]
@@ -140,42 +148,32 @@ def train(
                     console.print(f"episode {at['episode']:,}  {status}", soft_wrap=True)
     if stopping:
         raise Interrupted(f"saved after episode {at['episode']:,}; go on with the same command and --resume")
-    _record(out / "config.json", config, finished=True)
 
 
-def _begin(config: RunConfig, out: Path, resume: bool) -> bool:
-    """Write the run's configuration, or compare with the one there; tells whether there is a state to go on from."""
+def _can_resume(config: RunConfig, out: Path, resume: bool) -> bool:
+    """Compare with the run that is there, if any; tells whether there is a state to go on from."""
     path = out / "config.json"
-    if not path.exists():
-        _record(path, config, finished=False)
-        return False
-    if not resume:
-        raise UserError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
-    try:
-        before = json.loads(path.read_text())["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it, or train anew with another --out") from error
-    now = config.to_dict()
-    for values in (before, now):  # a run may be made longer
-        values["training"] = {**values["training"], "episodes": None, "minutes": None}
-    if before != now:
-        different = [
-            f"{name} {old.get(name)!r} there, {new.get(name)!r} now"
-            for old, new in (
-                (before, now),
-                (before["settings"], now["settings"]),
-                (before["training"], now["training"]),
-            )
-            for name in new
-            if old.get(name) != new[name] and not isinstance(new[name], dict)
-        ]
-        raise UserError(f"{out} holds another run ({'; '.join(different)}): use its settings, or another --out")
+    if path.exists():
+        if not resume:
+            raise UserError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
+        try:
+            there = _flat(RunConfig.from_dict(json.loads(path.read_text())))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): restore it, or train anew with another --out") from error
+        now = _flat(config)
+        different = [f"{name} {there[name]!r} there, {now[name]!r} now" for name in now if there[name] != now[name]]
+        if different:
+            raise UserError(f"{out} holds another run ({'; '.join(different)}): use its settings, or another --out")
     return (out / "last.safetensors").exists()
 
 
-def _record(path: Path, config: RunConfig, finished: bool) -> None:
-    content = {"config": config.to_dict(), "finished": finished}
-    checkpoint.write(path, (json.dumps(content, indent=1) + "\n").encode())
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """All values that must be the same when a run is gone on with; it may be made longer."""
+    values = config.to_dict()
+    values = {**values, **values["settings"], **values["training"]}
+    return {
+        name: value for name, value in values.items() if name not in ("settings", "training", "episodes", "minutes")
+    }
 
 
 def _forget_metrics_after(path: Path, episode: int) -> None:
@@ -184,10 +182,21 @@ def _forget_metrics_after(path: Path, episode: int) -> None:
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["episode"] > episode:
-            break
+        try:
+            if not line.endswith("\n") or json.loads(line)["episode"] > episode:
+                break
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged at {line[:40]!r}: remove that line") from error
         kept.append(line)
     checkpoint.write(path, "".join(kept).encode())
+
+
+def _append(path: Path, line: str) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(line)
+    except OSError as error:
+        raise checkpoint.cannot_write(path, len(line), error) from error
 
 
 def _is_done(settings: TrainingSettings, at: dict[str, Any]) -> bool:
@@ -215,7 +224,8 @@ def _signals() -> Iterator[list[int]]:
         if received:
             os._exit(130)
         received.append(number)
-        console.print("stopping after this step; once more to stop at once, from the last saved state")
+        # Not through rich, which may be in the middle of a line.
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
