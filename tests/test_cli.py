@@ -366,7 +366,6 @@ def test_a_mistake_is_one_line_and_a_traceback_only_when_asked_for(cache, tmp_pa
         (["train", "--out", "x", "--learning-rate", "1"], "--learning-rate"),
         (["train", "--out", "x", "--n-shot", "many"], "many"),
         (["train", "--out", "x", "--order", "3"], "3"),
-        (["train"], "--out"),
         (["evaluate"], "checkpoint"),
         (["evaluate", "x", "--query-norm", "none"], "none"),
         (["trian"], "trian"),
@@ -380,6 +379,13 @@ def test_what_cannot_be_parsed_is_told_with_status_2(words, part, tmp_path, comm
     assert part in out + err
     assert "Traceback" not in out + err
     assert os.listdir(tmp_path) == []
+
+
+def test_a_run_folder_has_a_name_by_default(folder, commands, tmp_path):
+    words = [*TINY, "--lr", "1e-9", "--episodes", "1", "--data", f"folder:{folder}"]
+    status, _, err = commands("train", *words, cwd=tmp_path)
+    assert status == 0, err
+    assert os.listdir(tmp_path / "runs") == [f"meta-lstm-{folder.name}-2w1s-best"]
 
 
 # data.

@@ -126,8 +126,8 @@ class Train:
     them. Ctrl-C saves, `--resume` goes on, to the very same end.
     """
 
-    out: Path
-    """Run folder to make, or with `--resume` to go on with."""
+    out: Path | None = None
+    """Run folder to make, or with `--resume` to go on with; runs/METHOD-DATA-5w5s-RECIPE by default."""
     data: str = "glyphs"
     """glyphs, omniglot, cifar-fs, fc100, or folder:DIR for your own DIR/<class>/* images."""
     method: str = "meta-lstm"
@@ -174,15 +174,18 @@ class Train:
             settings=self.settings,
             training=self.training,
         )
-        train(config, meta_sets, self.out, self.resume, device)
-        report.save(report.learning_curve(self.out / "metrics.jsonl"), self.out / "curve.png")
-        method, _, meta = checkpoint.load_method(self.out)
+        source = self.data.rstrip("/").rpartition("/")[2].replace(":", "-")
+        name = f"{self.method}-{source}-{self.n_way}w{self.n_shot}s-{self.recipe}"
+        out = self.out or Path("runs") / name
+        train(config, meta_sets, out, self.resume, device)
+        report.save(report.learning_curve(out / "metrics.jsonl"), out / "curve.png")
+        method, _, meta = checkpoint.load_method(out)
         if isinstance(method, GradientMethod):
             sampler = EpisodeSampler(meta_sets.splits["meta-val"], self.n_way, self.n_shot, 0, self.common.seed)
-            report.save(report.gates(method, sampler.batch(range(50))), self.out / "gates.png")
+            report.save(report.gates(method, sampler.batch(range(50))), out / "gates.png")
         console.print(
-            f"{self.out}: best meta-val {meta['meta_val']:.2f} % after {meta['episode']:,} episodes; "
-            f"now: metalstm evaluate {self.out}",
+            f"{out}: best meta-val {meta['meta_val']:.2f} % after {meta['episode']:,} episodes; "
+            f"now: metalstm evaluate {out}",
             soft_wrap=True,
         )
 
@@ -295,11 +298,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str]) -> Any:
     """The command with its options; the defaults of `train` are those of the recipe that is named."""
-    train_default = tyro.MISSING
+    train_default = Train()
     if argv[:1] == ["train"]:
         choice, _ = tyro.cli(_Choice, args=argv[1:], return_unknown_args=True, add_help=False)
         settings, training = recipes.named(choice.method, choice.recipe, choice.data, choice.n_shot)
-        train_default = Train(tyro.MISSING, settings=settings, training=training)
+        train_default = Train(settings=settings, training=training)
     commands = (
         Annotated[Demo, tyro.conf.subcommand("demo")]
         | Annotated[Data, tyro.conf.subcommand("data")]
