@@ -19,7 +19,13 @@ def picture(figure) -> np.ndarray:
 
 def metrics(path, n: int):
     lines = [
-        {"episode": 50 * k, "loss": 1.5 / k, "accuracy": 20.0 + k, **({"meta_val": 30.0 + k} if k % 2 == 0 else {})}
+        {
+            "episode": 50 * k,
+            "seconds": 60.0 * k,
+            "loss": 1.5 / k,
+            "accuracy": 20.0 + k,
+            **({"meta_val": 30.0 + k} if k % 2 == 0 else {}),
+        }
         for k in range(1, n + 1)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -36,6 +42,18 @@ def test_learning_curve(tmp_path, n):
     assert legend is not None
     labels = [text.get_text() for text in legend.get_texts()]
     assert (f"chosen: {30 + n:.1f} % at {50 * n:,}" in labels) == (n > 1)
+
+
+def test_meta_val_curves_hold_runs_beside_each_other(tmp_path):
+    for name, n in (("one", 4), ("two", 10)):
+        (tmp_path / name).mkdir()
+        metrics(tmp_path / name / "metrics.jsonl", n)
+    figure = report.meta_val_curves({"A": tmp_path / "one", "B": tmp_path / "two"})
+    by_time, by_episode = figure.axes
+    assert [np.size(line.get_xdata()) for line in by_time.lines] == [2, 5]
+    assert np.asarray(by_time.lines[0].get_xdata()).tolist() == [2.0, 4.0]  # minutes
+    assert np.asarray(by_episode.lines[0].get_xdata()).tolist() == [100, 200]
+    assert picture(figure).std() > 5
 
 
 def test_gates_show_each_layer_over_the_steps():
