@@ -399,12 +399,12 @@ def test_data_lists_what_there_is(commands, tmp_path):
 
 
 def test_data_check_tells_the_state_of_every_file(commands, tmp_path):
-    status, out, _ = commands("data", "check", "omniglot", "--data-root", tmp_path)
-    assert status == 0
+    status, out, err = commands("data", "check", "omniglot", "--data-root", tmp_path)
+    assert (status, err) == (2, "metalstm: 2 of 2 files are not as released: metalstm data fetch omniglot\n")
     assert out.splitlines() == [
         f"missing\t{tmp_path / 'omniglot' / name}" for name in ("images_background.zip", "images_evaluation.zip")
     ]
-    status, _, err = commands("data", "check", "omniglot")  # at the default place
+    status, _, err = commands("data", "check", "glyphs")  # at the default place; no files
     assert (status, err) == (0, "")
 
 

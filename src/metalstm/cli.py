@@ -93,6 +93,7 @@ class Data:
 
     def run(self) -> None:
         """Do it."""
+        from rich import box
         from rich.table import Table
 
         from metalstm import datasets
@@ -103,7 +104,7 @@ class Data:
             raise UserError(f"data {self.action}: which data set? one of {', '.join(datasets.NAMES)}")
         root = self.common.data_root or datasets.default_data_root()
         if self.action == "list":
-            table = Table("name", "images", *datasets.SPLITS, "here", "licence")
+            table = Table("name", "images", *datasets.SPLITS, "here", "licence", box=box.SIMPLE_HEAD)
             for each in datasets.describe(root):
                 counts = [str(each.classes[split]) for split in datasets.SPLITS]
                 shape = "x".join(map(str, each.image_shape))
@@ -114,8 +115,12 @@ class Data:
             for path in datasets.fetch(self.name, root):
                 print(path)  # noqa: T201
         else:
-            for path, state in datasets.check(self.name, root):
+            files = datasets.check(self.name, root)
+            for path, state in files:
                 print(f"{state}\t{path}")  # noqa: T201
+            wrong = sum(state not in ("original", "rebuilt") for _, state in files)
+            if wrong:
+                raise UserError(f"{wrong} of {len(files)} files are not as released: metalstm data fetch {self.name}")
 
 
 @dataclass(frozen=True)
