@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from metalstm import checkpoint
 from metalstm.episodes import Episode
@@ -94,6 +95,7 @@ def gates(method: GradientMethod, episodes: Episode) -> Figure:
                 axes.set_title(layer)
             else:
                 axes.set_xlabel("inner step")
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         grid[row][0].set_ylabel(name)
     figure.suptitle(f"Learned gates, mean over a layer: {lines.shape[2]} tasks, black their mean")
     return figure
