@@ -19,7 +19,7 @@ FAST = ["--input-bias", "-1", "-1", "--no-divide-gradient", "--lr", "0.01"]
 TRAIN = ["train", *TINY, *FAST, *flags(lr=0.02, episodes=20, val_every=10, val_episodes=2, threads=1)]
 EVALUATE_KEYS = {
     "method", "data", "split", "n_way", "n_shot", "n_query", "episodes", "accuracy", "ci95", "seed", "query_norm",
-    "transductive", "recipe", "checkpoint_sha256", "seconds", "per_episode",
+    "transductive", "recipe", "changes", "checkpoint_sha256", "seconds", "per_episode",
 }  # fmt: skip
 FEW = flags(n_query=3, episodes=6)
 

@@ -25,6 +25,10 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         UserError: The disk is full, or may not be written to.
     """
+    path = path.resolve()  # of a link, what it points to
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device cannot be renamed over
+        path.write_bytes(content)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

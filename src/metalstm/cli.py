@@ -7,16 +7,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from metalstm import recipes
 from metalstm.console import console
-from metalstm.errors import UserError, unknown
-
-if TYPE_CHECKING:
-    pass
+from metalstm.errors import Interrupted, UserError, unknown
 
 PROTOCOL_EPISODES = 600  # meta-test episodes of the paper's table
 
@@ -78,7 +75,7 @@ class Demo:
             raise UserError(f"--episodes {self.episodes}: must be at least 1")
         from metalstm.demo import demo
 
-        demo(self.out, self.episodes, self.common.seed, self.common.start(), self.common.data_root)
+        demo(self.out, self.episodes, self.common.seed, self.common.start())
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,8 @@ class Train:
     """Meta-train a method into a run folder.
 
     `--recipe` sets the defaults of all that stands below it; `metalstm train --recipe paper --n-shot 1 --help` shows
-    them. Ctrl-C saves, `--resume` goes on, to the very same end.
+    them. Ctrl-C saves, `--resume` goes on to the very same
+    end (on CPU, with as many threads).
     """
 
     out: Path | None = None
@@ -148,7 +146,7 @@ class Train:
     resume: bool = False
     """Go on with the run in `--out`."""
     image_size: int | None = None
-    """Side in pixels of the images of folder:DIR."""
+    """Side in pixels that images are resized to; 28 for glyphs and Omniglot, else 32, by default."""
     common: Options = field(default_factory=Common)
     settings: tyro.conf.OmitArgPrefixes[recipes.MetaLSTMSettings] = field(default_factory=recipes.MetaLSTMSettings)
     training: tyro.conf.OmitArgPrefixes[recipes.TrainingSettings] = field(default_factory=recipes.TrainingSettings)
@@ -202,7 +200,7 @@ class Evaluate:
     checkpoint: tyro.conf.Positional[str]
     """A shipped checkpoint's name, a run folder (its best by meta-val), or a file."""
     data: str | None = None
-    """The data set; the checkpoint's own by default, and no other is accepted."""
+    """The data set, where a folder has moved; it must hold what the checkpoint was trained on."""
     split: str = "meta-test"
     """meta-test, meta-val or meta-train."""
     n_way: int | None = None
@@ -239,9 +237,12 @@ class Evaluate:
             raise UserError(f"--n-query {self.n_query}: must be at least 1")
         meta_sets = datasets.load(self.data or config.data, self.common.data_root, config.image_shape[1])
         if meta_sets.digest != config.data_digest:
+            mend = f"pass --data {config.data}"
+            if meta_sets.name == config.data:
+                mend = "the files, or the version of Pillow that resized them, differ: see metalstm data check"
             raise UserError(
                 f"{self.checkpoint} was trained on {config.data} (digest {config.data_digest[:12]}), but "
-                f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): pass --data {config.data}"
+                f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): {mend}"
             )
         n_way = config.n_way if self.n_way is None else self.n_way
         n_shot = config.n_shot if self.n_shot is None else self.n_shot
@@ -266,19 +267,20 @@ class Evaluate:
             "query_norm": query_norm,
             "transductive": query_norm == "batch",
             "recipe": config.recipe,
+            "changes": config.changes(),
             "checkpoint_sha256": checkpoint.sha256(path),
             "seconds": time.perf_counter() - start,
             "per_episode": accuracy.per_episode,
         }
+        label = " (transductive)" if result["transductive"] else ""
         if self.json == "-":
             print(json.dumps(result))  # noqa: T201
-            return
-        if self.json:
-            checkpoint.write(Path(self.json), (json.dumps(result) + "\n").encode())
-        label = " (transductive)" if result["transductive"] else ""
-        print(  # noqa: T201
-            f"{config.data} {self.split} {n_way}-way {n_shot}-shot, {self.episodes} episodes: {accuracy}{label}"
-        )
+        else:
+            print(  # noqa: T201
+                f"{config.data} {self.split} {n_way}-way {n_shot}-shot, {self.episodes} episodes: {accuracy}{label}"
+            )
+            if self.json:
+                checkpoint.write(Path(self.json), (json.dumps(result) + "\n").encode())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -294,8 +296,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except Exception as error:
         if "--debug" in argv:
             raise
-        if type(error).__name__ == "Interrupted":
-            _fail(str(error), 130)
+        if isinstance(error, Interrupted):
+            again = "give the same command again" if argv[0] == "demo" else "go on with the same command and --resume"
+            _fail(f"{error}; {again}", 130)
         if isinstance(error, (UserError, OSError)):
             _fail(str(error), 2)
         _fail(f"internal error, {type(error).__name__}: {error}: please report it with the output of --debug", 1)

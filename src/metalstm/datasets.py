@@ -656,7 +656,9 @@ def _cached(kind: str, content: object, shape: tuple[int, int, int], decode: Cal
         shape: (height, width, channels) of an image.
         decode: Called where there is no entry.
     """
-    key = hashlib.sha256(json.dumps([FORMAT, content, shape]).encode()).hexdigest()[:20]
+    import PIL
+
+    key = hashlib.sha256(json.dumps([FORMAT, PIL.__version__, content, shape]).encode()).hexdigest()[:20]
     entry = cache_root() / f"{kind}-{key}"
     stored = _read(entry)
     if stored is None:

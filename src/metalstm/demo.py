@@ -1,6 +1,7 @@
 """The demo: the whole idea in one run, on built-in data."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
 TUNING_EPISODES, TEST_EPISODES = 30, 100
 
 
-def demo(out: Path, episodes: int, seed: int, device: str, data_root: Path | None) -> None:
+def demo(out: Path, episodes: int, seed: int, device: str) -> None:
     """Meta-train on glyphs, compare on scripts never seen, and write `report.html` into the run folder.
 
     Args:
@@ -28,9 +29,8 @@ def demo(out: Path, episodes: int, seed: int, device: str, data_root: Path | Non
         episodes: Meta-train episodes.
         seed: Of everything.
         device: Where to compute.
-        data_root: Not needed by the built-in data; for whoever keeps data elsewhere.
     """
-    meta_sets = datasets.load("glyphs", data_root)
+    meta_sets = datasets.load("glyphs")
     settings, training = recipes.named("meta-lstm", "best", "glyphs", N_SHOT)
     config = recipes.RunConfig(
         data_digest=meta_sets.digest,
@@ -39,7 +39,7 @@ def demo(out: Path, episodes: int, seed: int, device: str, data_root: Path | Non
         n_shot=N_SHOT,
         seed=seed,
         settings=settings,
-        training=recipes.replace(training, episodes=episodes, val_every=100, val_episodes=30),
+        training=replace(training, episodes=episodes, val_every=100, val_episodes=30),
     )
     console.print(f"Meta-training the Meta-LSTM: {episodes} episodes of {N_WAY} characters, {N_SHOT} drawings each")
     train(config, meta_sets, out, resume=True, device=device)

@@ -11,6 +11,10 @@ class UserError(Exception):
     """
 
 
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM came while something ran that can be gone on with; everything is saved."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not known, with the nearest known name as a suggestion.
 

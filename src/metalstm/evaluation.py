@@ -51,8 +51,11 @@ def evaluate(
     """
     numbers: Iterable[int] = track(range(episodes), description) if description else range(episodes)
     accuracies = []
+    was_training = method.training
+    method.eval()
     for number in numbers:
         episode = sampler[number].to(device)
         logits = method.logits(method.adapt(episode.support), episode.query.x)
         accuracies.append((logits.argmax(-1) == episode.query.y).double().mean())
+    method.train(was_training)
     return Accuracy((100 * torch.stack(accuracies)).tolist())

@@ -69,7 +69,7 @@ class TrainingSettings:
     """Episodes between two validations."""
     val_episodes: int = 100
     """Meta-val episodes a validation."""
-    patience: int = 10
+    patience: int | None = None
     """Stop after this many validations without gain."""
 
 
@@ -90,6 +90,12 @@ class RunConfig:
     settings: MetaLSTMSettings = field(default_factory=MetaLSTMSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
+    def changes(self) -> dict[str, Any]:
+        """The settings that differ from the recipe's, less how long the run may be."""
+        settings, training = named(self.method, self.recipe, self.data, self.n_shot)
+        recipe, here = asdict(settings) | asdict(training), asdict(self.settings) | asdict(self.training)
+        return {k: v for k, v in here.items() if v != recipe[k] and k not in ("episodes", "minutes")}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON would give them back."""
         return json.loads(json.dumps(asdict(self)))
@@ -99,10 +105,12 @@ class RunConfig:
         """The inverse of `to_dict`.
 
         Raises:
-            TypeError: A name is missing or unknown.
+            TypeError: A name is missing or unknown, or a value of another type.
+            UserError: A value makes no sense.
         """
         settings = MetaLSTMSettings(**_with_tuples(values["settings"]))
         training = TrainingSettings(**_with_tuples(values["training"]))
+        check(settings, training)
         return cls(**{**_with_tuples(values), "settings": settings, "training": training})
 
 
@@ -130,7 +138,7 @@ def named(method: str, recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSet
         settings = replace(settings, epochs=12, batch_size=5, norm_momentum=0.9)
         training = replace(training, episodes=75_000)
     if recipe == "paper":
-        return settings, replace(training, patience=10**9)
+        return settings, training
     settings = replace(
         settings,
         conv_bias=False,
@@ -147,7 +155,7 @@ def named(method: str, recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSet
     )
     # With a clip of 0.25 an episode whose inner loop diverged weighs no more than any other, and the input gate grows
     # until many do.
-    training = replace(training, optimizer_lr=1e-4, clip=10.0, val_every=250, rotations=data == "omniglot")
+    training = replace(training, optimizer_lr=1e-4, clip=10.0, val_every=250, patience=10, rotations=data == "omniglot")
     return settings, training
 
 
@@ -163,13 +171,17 @@ def check(settings: MetaLSTMSettings, training: TrainingSettings) -> None:
     wrong = [
         f"--{name.replace('_', '-')} {values[name]}: must be at least {low}"
         for name, low in least.items()
-        if values[name] < low
+        if values[name] is not None and values[name] < low
     ]
     wrong += [
         f"--{name.replace('_', '-')} {values[name]}: must be above 0"
         for name in ("lr", "optimizer_lr", "clip")
         if not values[name] > 0
     ]
+    norms = ("running", "support", "batch")
+    for name, known in (("order", (1, 2)), ("query_norm", norms), ("train_query_norm", norms)):
+        if values[name] not in known:
+            wrong.append(f"--{name.replace('_', '-')} {values[name]}: must be one of {', '.join(map(str, known))}")
     if training.minutes is not None and not training.minutes > 0:
         wrong.append(f"--minutes {training.minutes}: must be above 0")
     if not 0 < settings.norm_momentum <= 1:

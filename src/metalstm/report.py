@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metalstm import checkpoint
-from metalstm.episodes import Episode
+from metalstm.console import track
+from metalstm.episodes import Episode, Support
 from metalstm.learners import Layout
 from metalstm.methods import GradientMethod
 from metalstm.optimizers import MetaLSTMState
@@ -76,12 +77,16 @@ def gates(method: GradientMethod, episodes: Episode) -> Figure:
         Ravi & Larochelle 2017, section 5.3, figure 2.
     """
     layers = _layers(method.learner.layout(episodes.support.n_way))
-    values: list[torch.Tensor] = []  # a step: (2, n_layers, n_tasks)
-    for step in method.trajectory(episodes.support):
-        state: MetaLSTMState = step.state
-        both = torch.stack([state.f, state.i]).sigmoid()  # (2, n_tasks, n_params)
-        values.append(torch.stack([both[..., place].mean(-1) for place in layers.values()], 1))
-    lines = torch.stack(values, -1).cpu()  # (2, n_layers, n_tasks, n_steps)
+    support = episodes.support
+    tasks = []
+    for x, y in track(list(zip(support.x, support.y, strict=True)), "drawing the gates"):  # one by one, to spare memory
+        steps = []
+        for step in method.trajectory(Support(x, y, support.n_way)):
+            state: MetaLSTMState = step.state
+            both = torch.stack([state.f, state.i]).sigmoid()  # (2, n_params)
+            steps.append(torch.stack([both[:, place].mean(-1) for place in layers.values()], 1))
+        tasks.append(torch.stack(steps, -1))
+    lines = torch.stack(tasks, 2).cpu()  # (2, n_layers, n_tasks, n_steps)
     figure = Figure(figsize=(2.3 * len(layers), 4.2), layout="constrained")
     grid = figure.subplots(2, len(layers), sharex=True, sharey="row", squeeze=False)
     steps = range(1, lines.shape[-1] + 1)

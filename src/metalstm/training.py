@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,16 +18,12 @@ from metalstm import checkpoint
 from metalstm.console import console, progress
 from metalstm.datasets import MetaSets
 from metalstm.episodes import EpisodeSampler
-from metalstm.errors import UserError
+from metalstm.errors import Interrupted, UserError
 from metalstm.evaluation import evaluate
 from metalstm.methods import build
 from metalstm.recipes import RunConfig, TrainingSettings
 
 LOG_EVERY = 50  # episodes between two lines of metrics.jsonl; the resume state is saved as often
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM; everything is saved."""
 
 
 def train(
@@ -36,7 +33,7 @@ def train(
 
     The folder holds `config.json`, `metrics.jsonl`, `best.safetensors` (the best by meta-val) and `last.safetensors`
     (the last iterate, with all that is needed to go on). Episodes are functions of the seed and their number, so that
-    a resumed run ends with the very weights of an uninterrupted one, given the same machine and threads.
+    a resumed run ends with the very weights of an uninterrupted one, given the same machine, CPU threads and limits.
 
     Args:
         config: What to train and how.
@@ -73,8 +70,9 @@ def train(
         console.print(f"{out}: going on after episode {at['episode']:,}")
     if settings.episodes <= at["episode"] - settings.meta_batch:
         raise UserError(f"{out} is {at['episode']:,} episodes long already: pass at least as many --episodes")
-    for left in out.glob(".*.tmp"):  # by a run that was killed while it wrote
-        left.unlink()
+    for name in ("config.json", "metrics.jsonl", "best.safetensors", "last.safetensors"):
+        for left in out.glob(f".{name}.*.tmp"):  # by a run that was killed while it wrote
+            left.unlink()
     checkpoint.write(out / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
     _forget_metrics_after(out / "metrics.jsonl", at["episode"])
 
@@ -128,6 +126,7 @@ def train(
                         f"{out} keeps the last good state"
                     )
                 if validate:
+                    bar.update(task, status="validating")
                     val = evaluate(method, val_sampler, settings.val_episodes, device).mean
                     at["seconds"] = time.monotonic() - started
                     line |= {"meta_val": val}
@@ -140,31 +139,36 @@ def train(
                 save("last.safetensors")
                 losses, accuracies = [], []
                 logged = at["episode"], at["seconds"]
-                status = f"{line['episodes_per_second']:.1f}/s  loss {line['loss']:.3f}  acc {line['accuracy']:.1f} %"
+                status = f"{line['episodes_per_second']:.1f}/s loss {line['loss']:.2f} acc {line['accuracy']:.1f}"
                 if at["best_episode"]:
-                    status += f"  meta-val best {at['best']:.1f} % at {at['best_episode']:,}"
-                bar.update(task, status=status)
-                if not console.is_terminal and validate:
-                    console.print(f"episode {at['episode']:,}  {status}", soft_wrap=True)
+                    status += f" val {at['best']:.1f}"
+                bar.update(task, status=status, total=_expected_episodes(settings, at))
+                if validate:
+                    best = f"best {at['best']:.2f} % after {at['best_episode']:,}"
+                    console.print(
+                        f"episode {at['episode']:,}: meta-val {line['meta_val']:.2f} %, {best}", soft_wrap=True
+                    )
     if stopping:
-        raise Interrupted(f"saved after episode {at['episode']:,}; go on with the same command and --resume")
+        raise Interrupted(f"saved after episode {at['episode']:,}")
 
 
 def _can_resume(config: RunConfig, out: Path, resume: bool) -> bool:
     """Compare with the run that is there, if any; tells whether there is a state to go on from."""
-    path = out / "config.json"
-    if path.exists():
-        if not resume:
-            raise UserError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
-        try:
-            there = _flat(RunConfig.from_dict(json.loads(path.read_text())))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}): restore it, or train anew with another --out") from error
-        now = _flat(config)
-        different = [f"{name} {there[name]!r} there, {now[name]!r} now" for name in now if there[name] != now[name]]
-        if different:
-            raise UserError(f"{out} holds another run ({'; '.join(different)}): use its settings, or another --out")
-    return (out / "last.safetensors").exists()
+    path, last = out / "config.json", out / "last.safetensors"
+    if not path.exists() and not last.exists():
+        return False
+    if not resume:
+        raise UserError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
+    try:
+        values = json.loads(path.read_text()) if path.exists() else checkpoint.load(last)[1]["config"]
+        there = _flat(RunConfig.from_dict(values))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it, or train anew with another --out") from error
+    now = _flat(config)
+    different = [f"{name} {there[name]!r} there, {now[name]!r} now" for name in now if there[name] != now[name]]
+    if different:
+        raise UserError(f"{out} holds another run ({'; '.join(different)}): use its settings, or another --out")
+    return last.exists()
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
@@ -202,7 +206,18 @@ def _append(path: Path, line: str) -> None:
 def _is_done(settings: TrainingSettings, at: dict[str, Any]) -> bool:
     """Whether a run has had its episodes, its minutes, or its patience with meta-val."""
     out_of_time = settings.minutes is not None and at["seconds"] >= 60 * settings.minutes
-    return at["episode"] >= settings.episodes or out_of_time or at["since_best"] >= settings.patience
+    return (
+        at["episode"] >= settings.episodes
+        or out_of_time
+        or (settings.patience is not None and at["since_best"] >= settings.patience)
+    )
+
+
+def _expected_episodes(settings: TrainingSettings, at: dict[str, Any]) -> int:
+    """How long the run will be, should it go on at its pace and not lose patience."""
+    if settings.minutes is None:
+        return settings.episodes
+    return min(settings.episodes, max(at["episode"], int(at["episode"] * 60 * settings.minutes / at["seconds"])))
 
 
 def _cosine(progress: float) -> float:
@@ -222,12 +237,15 @@ def _signals() -> Iterator[list[int]]:
 
     def handle(number: int, _: object) -> None:
         if received:
+            os.write(2, b"\x1b[?25h\n")  # the cursor, which the progress bar hid
             os._exit(130)
         received.append(number)
         # Not through rich, which may be in the middle of a line.
         os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Only the main thread may handle signals; in another one, whoever started it is in charge.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield received
     finally:

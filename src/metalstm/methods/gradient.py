@@ -112,7 +112,8 @@ class GradientMethod(Method):
         Returns:
             `theta`, and the `moments` by which queries are to be normalised, unless they bring their own.
         """
-        return self._adapt(support, self.query_norm)
+        with torch.no_grad():  # meta-training has `forward`
+            return self._adapt(support, self.query_norm)
 
     def logits(
         self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"]

@@ -15,7 +15,7 @@ class PixelNearestNeighbor(Method):
     """
 
     def adapt(self, support: Support) -> Adapted:
-        """Keep the support set; `way` is carried as a tensor so that everything adapted can be saved."""
+        """Keep the support set; `n_way` is carried as a tensor so that everything adapted can be saved."""
         return {"x": support.x.flatten(-3), "y": support.y, "n_way": torch.tensor(support.n_way)}
 
     def logits(
