@@ -50,7 +50,7 @@ def run(folder, cache, tmp_path_factory) -> Path:
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "Traceback" not in done.stderr
     lines = done.stderr.splitlines()
-    assert [line.split()[:2] for line in lines[:2]] == [["episode", "10"], ["episode", "20"]]
+    assert [line.split()[:2] for line in lines[:2]] == [["episode", "10:"], ["episode", "20:"]]
     _, meta = checkpoint.load(out / "best.safetensors")
     assert lines[-1].startswith(
         f"{out}: best meta-val {meta['meta_val']:.2f} % after {meta['episode']} episodes; now: metalstm evaluate "
@@ -91,7 +91,10 @@ def test_evaluate_gives_its_json_on_stdout_and_all_else_on_stderr(run, folder, c
     assert all(any(math.isclose(value, 100 * right / 6) for right in range(7)) for value in values), "percent"
     assert result["accuracy"] == pytest.approx(statistics.mean(values))
     assert result["ci95"] == pytest.approx(1.96 * statistics.stdev(values) / math.sqrt(6))
-    assert {key: result[key] for key in EVALUATE_KEYS - {"accuracy", "ci95", "seconds", "per_episode"}} == {
+    changes = result["changes"]
+    assert (changes["filters"], changes["lr"]) == (4, 0.02), "what is no longer the recipe's"
+    assert "episodes" not in changes
+    assert {key: result[key] for key in EVALUATE_KEYS - {"accuracy", "ci95", "seconds", "per_episode", "changes"}} == {
         "method": "meta-lstm",
         "data": f"folder:{folder}",
         "split": "meta-test",
@@ -348,8 +351,10 @@ def test_places_that_cannot_be_written_to_are_told_by_their_names(run, folder, t
     (tmp_path / "file").write_text("")
     said = commands.refusal(*TRAIN, *flags(data=f"folder:{folder}", out=tmp_path / "file"))
     assert said.startswith(f"cannot write {tmp_path / 'file' / 'config.json'} (")
-    said = commands.refusal("evaluate", run, *FEW, *flags(json=tmp_path))
-    assert said.startswith(f"cannot write {tmp_path} (")
+    status, out, said = commands("evaluate", run, *FEW, *flags(json=tmp_path))
+    assert (status, said.count("\n")) == (2, 1)
+    assert "2-way 1-shot, 6 episodes" in out, "minutes of work are not thrown away"
+    assert said.startswith(f"metalstm: cannot write {tmp_path} (")
     assert "free some space" not in said, "a folder of that name is no matter of space"
 
 

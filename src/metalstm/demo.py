@@ -41,7 +41,10 @@ def demo(out: Path, episodes: int, seed: int, device: str) -> None:
         settings=settings,
         training=replace(training, episodes=episodes, val_every=100, val_episodes=30),
     )
-    console.print(f"Meta-training the Meta-LSTM: {episodes} episodes of {N_WAY} characters, {N_SHOT} drawings each")
+    console.print(
+        f"Meta-training the Meta-LSTM: {episodes} episodes of {N_WAY} characters, {N_SHOT} drawings each",
+        soft_wrap=True,
+    )
     train(config, meta_sets, out, resume=True, device=device)
     method, _, _ = checkpoint.load_method(out)
     assert isinstance(method, GradientMethod)

@@ -67,7 +67,7 @@ def train(
             at = {name: type(start)(meta["at"][name]) for name, start in at.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a state of this run ({error}): train anew with another --out") from error
-        console.print(f"{out}: going on after episode {at['episode']:,}")
+        console.print(f"{out}: going on after episode {at['episode']:,}", soft_wrap=True)
     if settings.episodes <= at["episode"] - settings.meta_batch:
         raise UserError(f"{out} is {at['episode']:,} episodes long already: pass at least as many --episodes")
     for name in ("config.json", "metrics.jsonl", "best.safetensors", "last.safetensors"):
