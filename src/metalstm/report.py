@@ -61,7 +61,7 @@ def meta_val_curves(runs: Mapping[str, Path]) -> Figure:
     by_episode.set(xlabel="meta-train episodes")
     for axes in (by_time, by_episode):
         axes.grid(alpha=0.3)
-    by_episode.legend(loc="lower right")
+    by_episode.legend()
     return figure
 
 
