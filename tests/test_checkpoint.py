@@ -79,6 +79,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, no_ro
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_write_follows_a_link_and_fills_a_pipe_instead_of_replacing_them(tmp_path):
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(target)
+    checkpoint.write(link, b"content")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"content"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    checkpoint.write(pipe, b"content")
+    assert reader.communicate(timeout=20)[0] == b"content"
+    assert pipe.is_fifo()
+
+
 def test_a_place_that_cannot_be_written_to_is_told_by_its_name(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
@@ -261,6 +274,11 @@ def test_a_foreign_file_is_refused_in_one_line(commands, tmp_path, kind):
         {"config": {"settings": {}, "training": {}, "image_shape": ["1", "16", "16"]}},
         {"config": {"settings": {"filters": "many"}, "training": {}, "image_shape": [1, 16, 16]}},
         {"config": {"settings": {"filters": -1}, "training": {}, "image_shape": [1, 16, 16]}},
+        {"config": {"settings": {"epochs": 0}, "training": {}, "image_shape": [1, 16, 16]}},
+        {"config": {"settings": {"order": 7}, "training": {}, "image_shape": [1, 16, 16]}},
+        {"config": {"settings": {"query_norm": "foo"}, "training": {}, "image_shape": [1, 16, 16]}},
+        {"config": {"settings": {"norm_momentum": "x"}, "training": {}, "image_shape": [1, 16, 16]}},
+        {"config": {"settings": {}, "training": {"lr": -1}, "image_shape": [1, 16, 16]}},
         {"config": {"settings": {"forget_bias": [1]}, "training": {}, "image_shape": [1, 16, 16]}},
         {"config": {"settings": {"of the future": 1}, "training": {}, "image_shape": [1, 16, 16]}},
         {"config": {"settings": {}, "training": {}, "image_shape": [1, 16, 16], "of the future": 1}},

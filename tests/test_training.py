@@ -208,6 +208,29 @@ def test_a_finished_run_stays_as_it_is(meta_sets, tmp_path):
     assert bytes_of(out) == before
 
 
+def test_a_state_whose_configuration_is_lost_is_neither_overwritten_nor_gone_on_with_otherwise(meta_sets, tmp_path):
+    out = tmp_path / "run"
+    config = tiny_config(meta_sets, episodes=10, val_every=5)
+    train(config, meta_sets, out)
+    (out / "config.json").unlink()
+    with pytest.raises(UserError, match="already holds a run"):
+        train(config, meta_sets, out)
+    with pytest.raises(UserError, match=r"holds another run \(lr "):
+        train(tiny_config(meta_sets, episodes=10, val_every=5, lr=0.5), meta_sets, out, resume=True)
+    train(config, meta_sets, out, resume=True)
+    assert json.loads((out / "config.json").read_text()) == config.to_dict()
+
+
+def test_only_its_own_leftovers_are_removed(meta_sets, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in (".mine.tmp", ".last.safetensors.123.tmp"):
+        (out / name).write_text("")
+    train(tiny_config(meta_sets, episodes=5, val_every=5), meta_sets, out)
+    assert (out / ".mine.tmp").exists()
+    assert not (out / ".last.safetensors.123.tmp").exists()
+
+
 def test_fewer_episodes_than_done_do_not_change_what_is_recorded(meta_sets, tmp_path):
     out = tmp_path / "run"
     train(tiny_config(meta_sets, episodes=10, val_every=5), meta_sets, out)
