@@ -23,7 +23,7 @@ from PIL import Image
 
 from metalstm import datasets, glyphs
 from metalstm.datasets import SPLITS, ImagesByClass, check, describe, fetch, load, read_image
-from metalstm.errors import UserError
+from metalstm.errors import UserError, is_full
 
 REAL = Path(os.environ.get("METALSTM_DATA") or Path(__file__).parents[2] / "shared" / "data")
 needs_data = pytest.mark.skipif(not (REAL / "omniglot").is_dir(), reason=f"the real data is not in {REAL}")
@@ -712,8 +712,8 @@ def test_full_disk(tmp_path, cache):
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_every_way_to_be_full(number):
-    assert datasets._is_full(OSError(number, ""))
-    assert not datasets._is_full(OSError(errno.EACCES, ""))
+    assert is_full(OSError(number, ""))
+    assert not is_full(OSError(errno.EACCES, ""))
 
 
 def test_cache_that_cannot_be_written(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Checkpoints: tensors in safetensors, everything else as JSON in its header. Loading one executes nothing."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from metalstm.errors import UserError, unknown
+from metalstm.errors import UserError, is_full, unknown
 from metalstm.methods import Method, build
 from metalstm.recipes import RunConfig
 
@@ -26,11 +25,11 @@ def write(path: Path, content: bytes) -> None:
         UserError: The disk is full, or may not be written to.
     """
     path = path.resolve()  # of a link, what it points to
-    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device cannot be renamed over
-        path.write_bytes(content)
-        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device cannot be renamed over
+            path.write_bytes(content)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content)
@@ -45,8 +44,7 @@ def write(path: Path, content: bytes) -> None:
 
 def cannot_write(path: Path, size: int, error: OSError) -> UserError:
     """The error for a file of `size` bytes that the system refuses to write."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    mend = "free some space or choose another folder" if full else "choose another folder"
+    mend = "free some space or choose another folder" if is_full(error) else "choose another folder"
     return UserError(f"cannot write {path} ({size:,} bytes): {error.strerror}: {mend}")
 
 
@@ -92,8 +90,7 @@ def load_method(name: str | Path) -> tuple[Method, RunConfig, dict[str, Any]]:
     try:
         config = RunConfig.from_dict(meta["config"])
         method = build(config)
-        prefix = "method."
-        method.load_state_dict({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
+        method.load_state_dict(_method_state(tensors))
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, UserError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} does not fit this version of metalstm ({reason}): train it anew") from error
@@ -158,8 +155,13 @@ def restore_training_state(method: Method, optimizer: torch.optim.Optimizer, ten
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
             state.setdefault(int(index), {})[name] = tensor
-    method.load_state_dict({key.removeprefix("method."): t for key, t in tensors.items() if key.startswith("method.")})
+    method.load_state_dict(_method_state(tensors))
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+def _method_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The method's part of what `training_state` gives, under its own names."""
+    return {key.removeprefix("method."): tensor for key, tensor in tensors.items() if key.startswith("method.")}
 
 
 def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:

@@ -125,8 +125,7 @@ class Train:
     """Meta-train a method into a run folder.
 
     `--recipe` sets the defaults of all that stands below it; `metalstm train --recipe paper --n-shot 1 --help` shows
-    them. Ctrl-C saves, `--resume` goes on to the very same
-    end (on CPU, with as many threads).
+    them. Ctrl-C saves, `--resume` goes on to the very same end (on CPU, with as many threads).
     """
 
     out: Path | None = None

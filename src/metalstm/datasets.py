@@ -1,7 +1,6 @@
 """Data sets as images by class: decoded once into a memory-mapped cache, loaded at once ever after."""
 
 import contextlib
-import errno
 import functools
 import hashlib
 import io
@@ -21,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from metalstm.console import progress, track
-from metalstm.errors import UserError, unknown
+from metalstm.errors import UserError, is_full, unknown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -634,7 +633,7 @@ def _download(archive: _Archive, path: Path) -> Path:
             downloader: Any = pooch.HTTPDownloader(progressbar=shown, chunk_size=1 << 16)
             pooch.retrieve(archive.url, f"md5:{archive.md5}", path.name, path.parent, downloader=downloader)
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a wrong checksum is a ValueError
-        if _is_full(error):
+        if is_full(error):
             raise UserError(
                 f"no space left in {path.parent} for {path.name}: free some, or pass --data-root"
             ) from error
@@ -667,7 +666,7 @@ def _cached(kind: str, content: object, shape: tuple[int, int, int], decode: Cal
             _write(entry, labels, images, shape)
         except OSError as error:
             need = f"{-(-len(labels) * int(np.prod(shape)) // 1_000_000)} MB"
-            if _is_full(error):
+            if is_full(error):
                 raise UserError(
                     f"no space left in {entry.parent} for the decoded images, which need {need}: "
                     "free some, or set METALSTM_CACHE to another folder"
@@ -736,7 +735,3 @@ def _remove_stale(directory: Path) -> None:
             newest = max(path.stat().st_mtime for path in (scratch, *scratch.iterdir()))
             if time.time() - newest > 24 * 3600:
                 shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,6 +1,7 @@
 """What a user did wrong, in one line."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -13,6 +14,11 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM came while something ran that can be gone on with; everything is saved."""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the system refused to write for want of space: on the disk, in a quota, or of a file's allowed size."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

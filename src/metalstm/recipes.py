@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from metalstm.errors import UserError, unknown
 
@@ -178,7 +178,7 @@ def check(settings: MetaLSTMSettings, training: TrainingSettings) -> None:
         for name in ("lr", "optimizer_lr", "clip")
         if not values[name] > 0
     ]
-    norms = ("running", "support", "batch")
+    norms = get_args(QueryNorm)
     for name, known in (("order", (1, 2)), ("query_norm", norms), ("train_query_norm", norms)):
         if values[name] not in known:
             wrong.append(f"--{name.replace('_', '-')} {values[name]}: must be one of {', '.join(map(str, known))}")
