@@ -1,0 +1,225 @@
+"""What was measured where: facts about the machine, memory, JSON files, and the page made from them."""
+
+import json
+import multiprocessing
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from time import perf_counter, sleep
+from typing import Any, TypeVar
+
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+
+from metalstm.checkpoint import write
+
+ROOT = Path(__file__).parents[1]
+T = TypeVar("T")
+
+
+def circumstances(threads: int) -> dict[str, Any]:
+    """Command, date, machine and versions; no host name and no path of this machine."""
+    words = [re.sub(r"(?<![^=])[/~].*", "DIR", word) for word in sys.argv[1:]]
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return {
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "cpu": _cpu(),
+            "architecture": platform.machine(),
+            "system": platform.system(),
+            "cores": os.cpu_count(),
+            "threads": threads,
+            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+            "governor": governor.read_text().strip() if governor.exists() else None,
+            "load_average": os.getloadavg()[0],
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "metalstm": version("metalstm"),
+            "commit": _git("rev-parse", "HEAD"),
+            "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
+        },
+    }
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return found[1] if found else platform.processor()
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def memory(pid: int | str = "self", peak: bool = False) -> float:
+    """Resident memory of a process in MiB, now or at its peak, as Linux tells it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s*(\d+) kB", status)
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def follow(words: list[str], run: Path) -> Iterator[tuple[dict[str, Any], float, int]]:
+    """Start `metalstm train`, and stop it once nobody wants to know more.
+
+    Args:
+        words: What comes after `metalstm train`.
+        run: The run folder to make.
+
+    Yields:
+        Each line of its metrics as it is written, the seconds since the start, and the number of the process.
+
+    Raises:
+        RuntimeError: It came to its own end.
+    """
+    start = perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "metalstm", "train", *words, "--out", run])
+    metrics, n_read = run / "metrics.jsonl", 0
+    try:
+        while process.poll() is None:
+            lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
+            for line in lines[n_read:]:
+                yield json.loads(line), perf_counter() - start, process.pid
+            n_read = len(lines)
+            sleep(0.01)
+        raise RuntimeError(f"metalstm train ended too early, with status {process.returncode}")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def fresh(function: Callable[..., T], *args: Any, threads: int) -> T:
+    """Call a function in a new process."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, torch.set_num_threads, (threads,)) as pool:
+        return pool.submit(function, *args).result()
+
+
+def save(out: Path, name: str, result: dict[str, Any]) -> None:
+    """Write `out`/`name`, and renew `out`/README.md from all JSON files that are there."""
+    write(out / name, (json.dumps(result, indent=1) + "\n").encode())
+    write(out / "README.md", page(out).encode())
+
+
+def show(out: Path, name: str) -> None:
+    """Print what the page says of one JSON file."""
+    Console().print(Markdown(section(out / name)))
+
+
+def page(out: Path) -> str:
+    """A Markdown page of the results in a folder."""
+    text = "# Speed\n\nMade by the commands named below; how to read it: [benchmarks](../../benchmarks/README.md).\n"
+    names = ("cpu.json", "memory.json", "time_to_accuracy.json")
+    return "\n".join([text, *(section(out / name) for name in names if (out / name).exists())]).rstrip() + "\n"
+
+
+def section(path: Path) -> str:
+    """A JSON file as Markdown."""
+    sections = {"cpu": _speed, "memory": _memory, "time_to_accuracy": _time_to_accuracy}
+    return sections[path.stem](json.loads(path.read_text())).rstrip() + "\n"
+
+
+def table(head: str, rows: list[list[Any]]) -> str:
+    """A Markdown table; `head` is its names with | between them."""
+    names = head.split("|")
+    lines = [names, ["---"] * len(names), *rows]
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:,.4g}" if isinstance(value, float) else str(value)
+
+
+def _origin(result: dict[str, Any], title: str) -> str:
+    machine, versions = result["machine"], result["versions"]
+    changed = " with changes" if versions["changed_files"] else ""
+    return (
+        f"## {title}\n\n`{result['command']}`, {result['date'][:10]}: {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['threads']} threads, {machine['memory_gib']} GiB; Python {versions['python']}, "
+        f"torch {versions['torch']}, metalstm {versions['metalstm']} ({versions['commit'][:10]}{changed}).\n\n"
+    )
+
+
+def _speed(result: dict[str, Any]) -> str:
+    tasks = result["tasks"].items()
+    rates = ", ".join(f"{max(rates):,.0f} GFLOP/s in {name}" for name, rates in result["matmul_gflops"].items())
+    text = _origin(result, "Training and adaptation")
+    text += "A quick try, no measurement.\n\n" if result["quick"] else ""
+    text += f"Medians of {result['rounds']} rounds of about {result['seconds']:g} s. Matrix products reach {rates}.\n\n"
+    head = "task|what|training episodes/s|s an episode|times as slow as paper fp32 (a round's least to most)"
+    rows = []
+    for name, task in tasks:
+        for what, each in task["training"].items():
+            slow = task["times_as_slow_as_paper"].get(what)
+            times = f"{slow['ratio']:.3g} ({slow['min']:.3g} to {slow['max']:.3g})" if slow else None
+            rows.append([name, what, each["episodes_per_second"], each["seconds"], times])
+    text += table(head, rows)
+    head = "task|recipe|GFLOP an episode|% of roofline|peak MiB|MiB after import|evaluation episodes/s"
+    rows = [
+        [
+            name,
+            recipe,
+            task["gflop"][recipe],
+            task["percent_of_roofline"][recipe],
+            task["memory"][recipe]["peak_mib"],
+            task["memory"][recipe]["imported_mib"],
+            parts["evaluation_episodes_per_second"],
+        ]
+        for name, task in tasks
+        for recipe, parts in task["parts"].items()
+    ]
+    text += table(head, rows)
+    whats = ("sampling", "forward", "backward", "update", "adapt", "adapt_and_classify")
+    rows = [
+        [name, recipe, *(1e3 * parts["median"][what] for what in whats), 1e3 * parts["p90"]["adapt"]]
+        for name, task in tasks
+        for recipe, parts in task["parts"].items()
+    ]
+    text += "Milliseconds, median:\n\n"
+    text += table("task|recipe|sampling|forward|backward|clip, Adam|adapt|adapt + 75 queries|adapt, 90 %", rows)
+    rows = [[f"`{name}`", each[0], median(each[1:])] for name, each in result["startup_seconds"].items()]
+    return text + table("start-up|first, s|later, s", rows)
+
+
+def _memory(result: dict[str, Any]) -> str:
+    long = result["long_run"]
+    text = _origin(result, "Memory") + (
+        f"`metalstm {long['command']}`: {long['early_mib']:,.1f} MiB resident after {long['early']:,} episodes, "
+        f"{long['end_mib']:,.1f} MiB after {long['end']:,}.\n\n"
+        f"Peak of training episodes, {result['shape']}, 5-shot, `{result['recipe']}` with T inner steps, less what is "
+        "resident after import, in MiB:\n\n"
+    )
+    rows = [
+        [f"order {order}", *map(float, each["peak_mib"].values()), each["mib_a_step"], each["off_line_mib"]]
+        for order, each in result["orders"].items()
+    ]
+    steps = "|".join(f"T = {t}" for t in next(iter(result["orders"].values()))["peak_mib"])
+    return text + table(f"|{steps}|a step|furthest off a line", rows)
+
+
+def _time_to_accuracy(result: dict[str, Any]) -> str:
+    first, lasting = result["best"]["first"], result["best"]["mean_of_three"]
+    text = _origin(result, "Time to accuracy") + (
+        f"CIFAR-FS, 5-way 5-shot: `paper` is at {result['target']:.2f} % meta-val after {result['at']:,} episodes. "
+        f"`best` reaches that after {first['episode']:,} episodes and {first['wall_seconds'] / 60:.1f} minutes, start "
+        f"and validations included; with the mean of three validations after {lasting['episode']:,} episodes and "
+        f"{lasting['wall_seconds'] / 60:.1f} minutes.\n\n"
+    )
+    rows = [
+        [name, seconds / 60, seconds / first["wall_seconds"], seconds / lasting["wall_seconds"]]
+        for name, seconds in result["paper_seconds"].items()
+    ]
+    head = f"{result['at']:,} episodes of paper|minutes|times as long as best|as best, mean of three"
+    return text + table(head, rows)

@@ -1,0 +1,113 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import flops
+from contenders import Task
+from metalstm.methods import build
+from metalstm.recipes import RunConfig
+from reference import meta_lstm_autograd
+from reference.conv4 import Conv4
+
+ROOT = Path(__file__).parents[1]
+
+
+def counted(config: RunConfig, order: int) -> int:
+    """What torch counts in a training episode of plain modules and tensor operations."""
+    settings = config.settings
+    method = build(config)
+    weights: dict[str, torch.Tensor] = dict(method.optimizer.named_parameters())
+    learner = Conv4(config.image_shape, config.n_way, settings.filters).float()
+    x, y = torch.rand(config.n_way * config.n_shot, *config.image_shape), torch.arange(config.n_way)
+    batches = list(zip(x.split(settings.batch_size), y.repeat(config.n_shot).split(settings.batch_size), strict=True))
+    losses = [lambda theta, x=x, y=y: F.cross_entropy(learner.logits(theta, x), y) for x, y in batches]
+    query_x = torch.rand(config.n_way * config.n_query, *config.image_shape)
+    with FlopCounterMode(display=False) as counter:
+        theta, _ = meta_lstm_autograd.adapt(
+            weights, method.theta_0(config.n_way), losses * settings.epochs, order=order
+        )
+        F.cross_entropy(learner.logits(theta, query_x), y.repeat(config.n_query)).backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize(("shape", "n_shot"), [("16x20x3", 1), ("28x28x1", 2)])
+def test_operations_of_an_episode_are_those_that_torch_counts(shape: str, n_shot: int, order: int):
+    config = Task(shape, n_shot, n_way=3, n_query=2).config("paper")
+    settings = replace(config.settings, filters=4, hidden_size=3, epochs=2, batch_size=3, order=order)
+    config = replace(config, settings=settings)
+    n_steps = settings.epochs * ceil(3 * n_shot / settings.batch_size)
+    n_params = len(build(config).theta_0(config.n_way))
+    # Products of a matrix and a vector, as the gates are, are none to torch. The first h is zero, without a gradient.
+    hidden = settings.hidden_size
+    expected = flops.training_episode(config)
+    expected -= n_params * (n_steps * 3 * 2 * 2 * (hidden + 2) + 2 * 4 * hidden * hidden)
+    if order == 1:  # nobody needs the gradient of what enters the LSTM
+        expected -= n_params * n_steps * 2 * 4 * hidden * 4
+    else:  # torch makes vW' gy for the images too
+        expected += settings.epochs * 3 * n_shot * flops.layers(config.image_shape, 3, settings.filters)[0]
+    assert expected == counted(config, order)
+
+
+def test_support_moments_cost_the_convolutions_once_more():
+    config = Task("28x28x1", 1).config("paper")
+    with_moments = replace(config, settings=replace(config.settings, train_query_norm="support"))
+    convolutions = flops.layers((1, 28, 28), 5)[:-1]
+    more = flops.training_episode(with_moments) - flops.training_episode(config)
+    assert more == 5 * (3 * sum(convolutions) - convolutions[0])
+
+
+@pytest.mark.slow
+def test_speed_measures_and_writes_it_all(tmp_path: Path):
+    words = [
+        "--quick",
+        "--threads",
+        "1",
+        "--shapes",
+        "16x16x1",
+        "--shots",
+        "1",
+        "--recipes",
+        "paper",
+        "--out",
+        str(tmp_path),
+    ]
+    command = [sys.executable, str(ROOT / "benchmarks" / "speed.py"), *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    text = (tmp_path / "cpu.json").read_text()
+    measured = json.loads(text)
+    assert str(tmp_path) not in text
+    assert str(ROOT) not in text
+    assert measured.keys() == {
+        *("command", "date", "machine", "versions", "rounds", "seconds", "quick"),
+        *("startup_seconds", "matmul_gflops", "tasks"),
+    }
+    assert measured["machine"].keys() == {
+        *("cpu", "architecture", "system", "cores", "threads", "memory_gib", "governor", "load_average")
+    }
+    assert measured["versions"].keys() == {"python", "torch", "metalstm", "commit", "changed_files"}
+    assert measured["startup_seconds"].keys() == {"metalstm --help", "import metalstm", "first training step"}
+    (task,) = measured["tasks"].values()
+    assert task["training"].keys() >= {"paper fp32", "reference"}
+    assert task["training"]["paper fp32"].keys() == {"seconds", "episodes_per_second", "rounds"}
+    assert task["times_as_slow_as_paper"].keys() == task["training"].keys() - {"paper fp32"}
+    assert task["times_as_slow_as_paper"]["reference"].keys() == {"ratio", "min", "max"}
+    parts = {"sampling", "forward", "backward", "update", "adapt", "adapt_and_classify", "evaluation"}
+    assert task["gflop"]["paper"] > 0
+    assert task["percent_of_roofline"]["paper"] > 0
+    assert task["memory"]["paper"].keys() == {"imported_mib", "peak_mib"}
+    measurements = task["parts"]["paper"]
+    assert measurements.keys() == {"median", "p90", "evaluation_episodes_per_second", "raw"}
+    assert measurements["median"].keys() == measurements["p90"].keys() == measurements["raw"].keys() == parts
+    page = (tmp_path / "README.md").read_text()
+    assert "| 16x16x1 1-shot | reference |" in page
+    assert "nan" not in page
