@@ -33,3 +33,11 @@ def data_root() -> Path:
     if not root:
         pytest.skip(f"needs the real data: set METALSTM_DATA, or put it in {SHARED_DATA}")
     return Path(root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled() -> None:
+    """Kernels, where there is a compiler, so that all tests run on what users train with."""
+    from metalstm import kernels
+
+    kernels.build()

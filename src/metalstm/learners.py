@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metalstm import kernels
 from metalstm.errors import UserError
 
 Layout = dict[str, tuple[slice, tuple[int, ...]]]
@@ -26,6 +27,8 @@ class Conv4(nn.Module):
         filters: Filters of every block; 32 in the paper.
         conv_bias: Whether convolutions have a bias, as the paper's do. Batch normalisation cancels it.
         unit_gamma: Start batch-norm's gamma at 1 instead of U(0, 1).
+        bf16: Convolve in bfloat16, which is faster where the hardware has it. theta, moments and logits stay as they
+            are.
 
     References:
         Ravi & Larochelle 2017, section 5.1 (learner); eps 1e-3 from the authors' code.
@@ -34,14 +37,21 @@ class Conv4(nn.Module):
     eps = 1e-3
     n_blocks = 4
 
-    def __init__(self, image_shape: Sequence[int], filters: int = 32, conv_bias: bool = True, unit_gamma: bool = False):
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        filters: int = 32,
+        conv_bias: bool = True,
+        unit_gamma: bool = False,
+        bf16: bool = False,
+    ):
         super().__init__()
         channels, height, width = image_shape
         if min(height, width) < 2**self.n_blocks:
             raise UserError(f"images of {height}x{width} pixels are too small for Conv4: it needs at least 16x16")
         self.image_shape = (channels, height, width)
         self.filters = filters
-        self.unit_gamma = unit_gamma
+        self.unit_gamma, self.bf16 = unit_gamma, bf16
         self.n_features = filters * (height >> self.n_blocks) * (width >> self.n_blocks)
         self.n_moments = 2 * filters * self.n_blocks
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -92,9 +102,9 @@ class Conv4(nn.Module):
     ) -> tuple[Float[Tensor, "*tasks n n_features"], Float[Tensor, "*tasks n_moments"]]:
         """What the head sees; arguments and moments as in `forward`."""
         if moments is None:
-            features, moments = _each_task(self._batch_features, theta, x)
+            features, moments = _each_task(self._features, theta, x)
         else:
-            (features,) = _each_task(self._fixed_features, theta, x, moments)
+            features, _ = _each_task(self._features, theta, x, moments)
         return features, moments
 
     def forward(
@@ -109,18 +119,12 @@ class Conv4(nn.Module):
             theta: Parameters, one vector a task.
             x: Images, values in 0..1.
             moments: Per block the mean and the (biased) variance of each channel. Without them, those of `x` itself
-                are used and returned, cut off from the gradient.
+                are used. Gradients flow through them either way.
         """
         features, moments = self.features(theta, x, moments)
         head = theta[..., self.n_body :].unflatten(-1, (-1, self.n_features + 1))
         weight, bias = head[..., :-1], head[..., -1]
         return features @ weight.mT + bias.unsqueeze(-2), moments
-
-    def moments(
-        self, theta: Float[Tensor, "*tasks n_params"], x: Float[Tensor, "*tasks n channels height width"]
-    ) -> Float[Tensor, "*tasks n_moments"]:
-        """The moments of `x` under theta, through which gradients flow."""
-        return _each_task(self._differentiable_moments, theta, x)[0]
 
     def unbiased(self, moments: Float[Tensor, "*tasks n_moments"], n_images: int) -> Float[Tensor, "*tasks n_moments"]:
         """Moments of a batch with n / (n - 1) on the variances, as Torch7's running averages take them."""
@@ -149,47 +153,46 @@ class Conv4(nn.Module):
             for block in range(1, self.n_blocks + 1)
         ]
 
-    def _batch_features(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        moments = []
-        x = x.contiguous(memory_format=torch.channels_last)
-        for weight, bias, gamma, beta in self._blocks(theta):
-            x = F.conv2d(x, weight, bias, padding=1)
-            x, mean, rstd = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, self.eps)
-            moments += [mean, rstd**-2 - self.eps]
-            x = F.relu(F.max_pool2d(x, 2))
-        return x.flatten(1), torch.cat(moments).detach()
+    def _features(self, theta: Tensor, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        pairs = [None] * self.n_blocks if moments is None else moments.view(self.n_blocks, 2, self.filters).unbind()
+        used = []
+        dtype = torch.bfloat16 if self.bf16 else theta.dtype
+        x = x.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last
+        for (weight, bias, gamma, beta), given in zip(self._blocks(theta), pairs, strict=True):
+            x = F.conv2d(x, weight.to(dtype), None if bias is None else bias.to(dtype), padding=1)
+            block = kernels.block if kernels.can_block(x, gamma) else _block
+            x, (mean, var) = block(x, gamma, beta, self.eps, None if given is None else (given[0], given[1]))
+            used += [mean, var]
+        return x.flatten(1).to(theta.dtype), torch.cat(used)
 
-    def _fixed_features(self, theta: Tensor, x: Tensor, moments: Tensor) -> tuple[Tensor]:
-        x = x.contiguous(memory_format=torch.channels_last)
-        means_and_vars = moments.view(self.n_blocks, 2, self.filters).unbind()
-        for (weight, bias, gamma, beta), (mean, var) in zip(self._blocks(theta), means_and_vars, strict=True):
-            # With fixed moments, normalisation is linear and folds into the convolution.
-            scale = gamma * (var + self.eps).rsqrt()
-            shift = beta - mean * scale if bias is None else beta + (bias - mean) * scale
-            x = F.relu(F.max_pool2d(F.conv2d(x, weight * scale.view(-1, 1, 1, 1), shift, padding=1), 2))
-        return (x.flatten(1),)
 
-    def _differentiable_moments(self, theta: Tensor, x: Tensor) -> tuple[Tensor]:
-        moments = []
-        x = x.contiguous(memory_format=torch.channels_last)
-        for weight, bias, gamma, beta in self._blocks(theta):
-            x = F.conv2d(x, weight, bias, padding=1)
-            var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-            moments += [mean, var]
-            scale = gamma * (var + self.eps).rsqrt()
-            x = x * scale.view(-1, 1, 1) + (beta - mean * scale).view(-1, 1, 1)
-            x = F.relu(F.max_pool2d(x, 2))
-        return (torch.cat(moments),)
+def _block(
+    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: kernels.Moments | None
+) -> tuple[Tensor, kernels.Moments]:
+    """Batch normalisation by given moments or those of `x`, 2x2 max-pool, ReLU; the arithmetic is gamma's."""
+    dtype, x = x.dtype, x.to(gamma.dtype)
+    if moments is None:
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    else:
+        mean, var = moments
+    scale = gamma * (var + eps).rsqrt()
+    x = x * scale.view(-1, 1, 1) + (beta - mean * scale).view(-1, 1, 1)
+    return F.relu(F.max_pool2d(x, 2)).to(dtype), (mean, var)
 
 
 def _each_task(function: Callable[..., tuple[Tensor, ...]], *args: Tensor) -> tuple[Tensor, ...]:
     """Apply a function of one task to any number of leading task dimensions, told by theta, the first argument.
 
-    On CPU a loop over tasks beats vmap and grouped convolutions about 2 to 1.
+    On CPU a loop over tasks beats vmap and grouped convolutions about 2 to 1; elsewhere tasks go together.
     """
-    tasks = args[0].shape[:-1]
+    theta = args[0]
+    tasks = theta.shape[:-1]
     if not tasks:
         return function(*args)
-    flat = (arg.flatten(0, len(tasks) - 1) for arg in args)
-    results = [function(*task) for task in zip(*flat, strict=True)]
-    return tuple(torch.stack(parts).unflatten(0, tasks) for parts in zip(*results, strict=True))
+    flat = [arg.flatten(0, len(tasks) - 1) for arg in args]
+    if theta.device.type == "cpu" or prod(tasks) == 1:
+        results = [function(*task) for task in zip(*flat, strict=True)]
+        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    else:
+        stacked = torch.vmap(function)(*flat)
+    return tuple(parts.unflatten(0, tasks) for parts in stacked)

@@ -9,6 +9,7 @@ from metalstm.errors import UserError, unknown
 METHODS = ("meta-lstm",)
 RECIPES = ("paper", "best")
 QueryNorm = Literal["running", "support", "batch"]
+Precision = Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class MetaLSTMSettings:
     """Weight of the new batch in the running averages."""
     shared_head: bool = False
     """One learned head row starts every class, so that any number of classes is served."""
+    precision: Precision = "fp32"
+    """bf16: the learner convolves in bfloat16; tf32: matrix products and convolutions in TF32, on CUDA only."""
+    recompute: bool = False
+    """Compute inner steps again in the backward pass instead of keeping them: less memory for long inner loops."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +183,8 @@ def check(settings: MetaLSTMSettings, training: TrainingSettings) -> None:
         for name in ("lr", "optimizer_lr", "clip")
         if not values[name] > 0
     ]
-    norms = get_args(QueryNorm)
-    for name, known in (("order", (1, 2)), ("query_norm", norms), ("train_query_norm", norms)):
+    norms, precisions = get_args(QueryNorm), ("precision", get_args(Precision))
+    for name, known in (("order", (1, 2)), ("query_norm", norms), ("train_query_norm", norms), precisions):
         if values[name] not in known:
             wrong.append(f"--{name.replace('_', '-')} {values[name]}: must be one of {', '.join(map(str, known))}")
     if training.minutes is not None and not training.minutes > 0:

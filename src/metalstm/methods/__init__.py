@@ -15,9 +15,10 @@ __all__ = ["Adapted", "GradientMethod", "Method", "PixelNearestNeighbor", "Step"
 def build(config: RunConfig) -> GradientMethod:
     """The method that a configuration describes, with weights drawn by its seed."""
     settings = config.settings
+    bf16 = settings.precision == "bf16"
     generator = torch.Generator().manual_seed(config.seed)
     return GradientMethod(
-        Conv4(config.image_shape, settings.filters, settings.conv_bias, settings.unit_gamma),
+        Conv4(config.image_shape, settings.filters, settings.conv_bias, settings.unit_gamma, bf16),
         MetaLSTM(settings.hidden_size, settings.forget_bias, settings.input_bias, generator),
         config.n_way,
         epochs=settings.epochs,
@@ -28,5 +29,6 @@ def build(config: RunConfig) -> GradientMethod:
         norm_momentum=settings.norm_momentum,
         divide_gradient=settings.divide_gradient,
         shared_head=settings.shared_head,
+        recompute=settings.recompute,
         generator=generator,
     )

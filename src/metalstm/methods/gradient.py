@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from metalstm.episodes import Episode, Support
 from metalstm.errors import UserError
@@ -46,6 +47,7 @@ class GradientMethod(Method):
         divide_gradient: Divide the gradient of the mean loss by the mini-batch size once more, as the authors' code
             does.
         shared_head: Learn one row of the head and start every class from it, instead of a row for each class.
+        recompute: Compute inner steps again in the backward pass instead of keeping what they saw.
         generator: Source of the random theta_0; torch's own by default.
 
     References:
@@ -65,6 +67,7 @@ class GradientMethod(Method):
         norm_momentum: float = 0.95,
         divide_gradient: bool = False,
         shared_head: bool = False,
+        recompute: bool = False,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
@@ -73,7 +76,7 @@ class GradientMethod(Method):
         self.query_norm: QueryNorm = query_norm
         self.train_query_norm: QueryNorm = train_query_norm
         self.norm_momentum = norm_momentum
-        self.divide_gradient = divide_gradient
+        self.divide_gradient, self.recompute = divide_gradient, recompute
         theta_0 = learner.init(1 if shared_head else n_way, generator or torch.default_generator)
         self.body_0 = nn.Parameter(theta_0[: learner.n_body])
         self.head_0 = nn.Parameter(theta_0[learner.n_body :].view(-1, learner.n_features + 1))
@@ -98,13 +101,12 @@ class GradientMethod(Method):
         for _ in range(self.epochs):
             batches = zip(support.x.split(self.batch_size, -4), support.y.split(self.batch_size, -1), strict=True)
             for x, y in batches:
-                loss, grad, batch_moments = self._gradient(theta, x, y)
-                if self.divide_gradient:
-                    grad = grad / y.shape[-1]
-                theta, state = self.optimizer.update(theta, grad, loss, state)
-                batch_moments = self.learner.unbiased(batch_moments, y.shape[-1])
-                moments = moments.lerp(batch_moments, self.norm_momentum)
-                yield Step(theta, loss, moments, state)
+                if self.recompute and torch.is_grad_enabled():
+                    step = checkpoint(self._step, theta, moments, state, x, y, use_reentrant=False)
+                else:
+                    step = self._step(theta, moments, state, x, y)
+                theta, moments, state = step.theta, step.moments, step.state
+                yield step
 
     def adapt(self, support: Support) -> Adapted:
         """Train on the support set.
@@ -132,9 +134,17 @@ class GradientMethod(Method):
             case "running":
                 return {"theta": step.theta, "moments": step.moments}
             case "support":
-                return {"theta": step.theta, "moments": self.learner.moments(step.theta, support.x)}
+                return {"theta": step.theta, "moments": self.learner.features(step.theta, support.x)[1]}
             case "batch":
                 return {"theta": step.theta}
+
+    def _step(self, theta: Tensor, moments: Tensor, state: Any, x: Tensor, y: Tensor) -> Step:
+        loss, grad, batch_moments = self._gradient(theta, x, y)
+        if self.divide_gradient:
+            grad = grad / y.shape[-1]
+        theta, state = self.optimizer.update(theta, grad, loss, state)
+        batch_moments = self.learner.unbiased(batch_moments, y.shape[-1])
+        return Step(theta, loss, moments.lerp(batch_moments, self.norm_momentum), state)
 
     def _gradient(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss and its gradient at theta, (*tasks) and (*tasks, n_params), and the mini-batch's moments."""
@@ -145,4 +155,4 @@ class GradientMethod(Method):
             logits, moments = self.learner(theta, x)
             loss = cross_entropy(logits, y)
             (grad,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
-        return loss if second_order else loss.detach(), grad, moments
+        return loss if second_order else loss.detach(), grad, moments.detach()

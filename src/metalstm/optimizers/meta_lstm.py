@@ -1,5 +1,7 @@
 """The learned optimiser: an LSTM whose cell state is the learner's parameters."""
 
+from collections.abc import Callable
+from functools import cache
 from math import exp
 from typing import NamedTuple
 
@@ -7,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metalstm import kernels
 from metalstm.optimizers.base import InnerOptimizer
 
 P = 10.0  # scale of the preprocessing, section 3.2
@@ -87,24 +90,58 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         References:
             Ravi & Larochelle 2017, section 3.1, equations for i_t and f_t.
         """
-        x = torch.stack([*preprocess(grad), *(part[..., None].expand_as(grad) for part in preprocess(loss))], -2)
-        h, c = self._lstm(x, state.h, state.c)
-        f = self._gate(self.weight_f, self.bias_f, h, theta, state.f)
-        i = self._gate(self.weight_i, self.bias_i, h, theta, state.i)
-        theta = f.sigmoid() * theta - i.sigmoid() * grad
-        return theta, MetaLSTMState(h, c, f, i)
-
-    def _lstm(self, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        gates = torch.cat([self.weight_x, self.weight_h], 1) @ torch.cat([x, h], -2) + self.bias[:, None]
-        input_, forget, cell, output = gates.chunk(4, -2)
-        c = forget.sigmoid() * c + input_.sigmoid() * cell.tanh()
-        return output.sigmoid() * c.tanh(), c
-
-    def _gate(self, weight: Tensor, bias: Tensor, h: Tensor, theta: Tensor, previous: Tensor) -> Tensor:
-        return weight[:-2] @ h + weight[-2] * theta + weight[-1] * previous + bias
+        loss_x = torch.stack(preprocess(loss), -1)  # the same for every coordinate: a part of the bias
+        weight = torch.cat([self.weight_x[:, :2], self.weight_h], 1)
+        bias = self.bias + loss_x @ self.weight_x[:, 2:].T
+        gates = torch.stack(
+            [torch.cat([self.weight_f, self.bias_f[None]]), torch.cat([self.weight_i, self.bias_i[None]])]
+        )
+        if kernels.can_step(theta, weight):
+            step = kernels.step
+        else:  # a compilation pays in training only
+            step = _compiled_step() if theta.is_cuda and torch.is_grad_enabled() else _step
+        theta, *new_state = step(P, weight, bias, gates, theta, grad, *state)
+        return theta, MetaLSTMState(*new_state)
 
 
-def preprocess(x: Tensor) -> tuple[Tensor, Tensor]:
+def _step(
+    scale: float,
+    weight: Tensor,
+    bias: Tensor,
+    gates: Tensor,
+    theta: Tensor,
+    grad: Tensor,
+    h: Tensor,
+    c: Tensor,
+    f: Tensor,
+    i: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The LSTM on the preprocessed gradient, the gates, and theta's update: theta, h, c, f, i.
+
+    Args:
+        scale: p of the preprocessing.
+        weight: (4 hidden, 2 + hidden), for the preprocessed gradient and h.
+        bias: (*tasks, 4 hidden), with the loss's share.
+        gates: (2, hidden + 3), f and i: weights of h, theta and the previous gate, then the bias.
+        theta: (*tasks, n_params); so are grad, f, i, while h and c are (*tasks, hidden, n_params).
+    """
+    x = torch.cat([torch.stack(preprocess(grad, scale), -2), h], -2)
+    input_, forget, cell, output = (weight @ x + bias[..., None]).chunk(4, -2)
+    c = forget.sigmoid() * c + input_.sigmoid() * cell.tanh()
+    h = output.sigmoid() * c.tanh()
+    terms = gates[:, :-3] @ h + gates[:, -3:-2] * theta[..., None, :] + gates[:, -1:]
+    f = terms[..., 0, :] + gates[0, -2] * f
+    i = terms[..., 1, :] + gates[1, -2] * i
+    return f.sigmoid() * theta - i.sigmoid() * grad, h, c, f, i
+
+
+@cache
+def _compiled_step() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """`_step` in few passes over memory, by torch's own compiler."""
+    return torch.compile(_step, dynamic=False)
+
+
+def preprocess(x: Tensor, p: float = P) -> tuple[Tensor, Tensor]:
     """Split numbers of any size into a logarithm and a sign, both of order one.
 
     (log|x| / p, sign x) where |x| >= e^-p, else (-1, e^p x), with p = 10.
@@ -112,4 +149,4 @@ def preprocess(x: Tensor) -> tuple[Tensor, Tensor]:
     References:
         Ravi & Larochelle 2017, section 3.2, after Andrychowicz et al. 2016, appendix A.
     """
-    return x.abs().clamp(min=exp(-P)).log() / P, (x * exp(P)).clamp(-1, 1)
+    return x.abs().clamp(min=exp(-p)).log() / p, (x * exp(p)).clamp(-1, 1)

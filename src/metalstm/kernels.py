@@ -1,0 +1,251 @@
+"""The two inner steps that cost most beside the convolutions, compiled for this machine's CPU.
+
+`kernels.cpp` is compiled once, by whatever C++ compiler there is, and kept in METALSTM_CACHE or else the user cache
+directory. Where there is no build, plain PyTorch does the same: `optimizers/meta_lstm.py` and `learners.py` hold it.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from platformdirs import user_cache_path
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+_LANES = 16  # channels come in vectors of so many
+_NUMBERS = (torch.float32, torch.float64)
+_log = logging.getLogger(__name__)
+
+Moments = tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]  # mean and biased variance
+
+
+# The library ----------------------------------------------------------------------------------------------------------
+
+
+def build() -> bool:
+    """Compile the kernels for this machine, unless that has been done: some seconds, once. Tells whether they are there.
+
+    Nothing else ever waits for them.
+    """
+    if library() is None and _compile(_path()):
+        library.cache_clear()
+    return library() is not None
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, if there is a build for this machine."""
+    path = _path()
+    return ctypes.CDLL(str(path)) if path.exists() else None
+
+
+def _path() -> Path:
+    """Where the build for this source and this kind of CPU lies."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
+    kind = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    key = hashlib.sha256(_source().read_bytes() + repr((_FLAGS, platform.machine(), kind)).encode()).hexdigest()[:16]
+    root = Path(os.environ.get("METALSTM_CACHE") or user_cache_path("metalstm", appauthor=False))
+    return root / "kernels" / f"{platform.system().lower()}-{key}.so"
+
+
+def _source() -> Path:
+    return Path(__file__).with_name("kernels.cpp")
+
+
+@cache
+def _compile(path: Path) -> bool:
+    """Compile into `path`, whole or not at all; tries and tells once."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+    if compiler is None:
+        _log.info("no C++ compiler (c++, g++, clang++) is here: training runs in plain PyTorch, which is slower")
+        return False
+    _log.info("compiling kernels for this machine; once, some seconds")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        for threads in (["-fopenmp"], []):  # a compiler without OpenMP gives kernels of one thread
+            command = [compiler, *_FLAGS, *threads, str(_source()), "-o", str(made)]
+            result = subprocess.run(command, capture_output=True, text=True)
+            if result.returncode == 0:
+                os.replace(made, path)
+                return True
+    _log.info(
+        "%s cannot compile the kernels: training runs in plain PyTorch, which is slower\n%s", compiler, result.stderr
+    )
+    return False
+
+
+def _call(name: str, kind: Tensor, sizes: tuple[int, ...], *arrays: Tensor, extra: Any = ()) -> None:
+    """Call a function of the library on the addresses of contiguous arrays."""
+    assert (lib := library()) is not None
+    addresses = (ctypes.c_void_p * len(arrays))(*(array.data_ptr() for array in arrays))
+    function = getattr(lib, f"metalstm_{name}")
+    function(kind.element_size(), (ctypes.c_int64 * len(sizes))(*sizes), *extra, addresses, torch.get_num_threads())
+
+
+def _real(*tensors: Tensor) -> bool:
+    """Whether these tensors have numbers that lie in this machine's memory (and are not being traced)."""
+    return all(t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+
+
+# The meta-learner's cell ----------------------------------------------------------------------------------------------
+
+
+def can_step(theta: Tensor, *others: Tensor) -> bool:
+    """Whether `step` takes these tensors."""
+    return theta.dtype in _NUMBERS and _real(theta, *others) and library() is not None
+
+
+def step(
+    scale: float,
+    weight: Float[Tensor, "rows inputs"],
+    bias: Float[Tensor, "*tasks rows"],
+    gates: Float[Tensor, "2 terms"],
+    theta: Float[Tensor, "*tasks n_params"],
+    grad: Float[Tensor, "*tasks n_params"],
+    h: Float[Tensor, "*tasks hidden n_params"],
+    c: Float[Tensor, "*tasks hidden n_params"],
+    f: Float[Tensor, "*tasks n_params"],
+    i: Float[Tensor, "*tasks n_params"],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `meta_lstm._step` does, on CPU, differentiable once in everything but `scale`."""
+    return _Step.apply(scale, weight, bias, gates, theta, grad, h, c, f, i)  # pyright: ignore[reportReturnType]
+
+
+class _Step(Function):
+    @staticmethod
+    def forward(ctx: Any, scale: float, *inputs: Tensor) -> tuple[Tensor, ...]:
+        inputs = tuple(tensor.contiguous() for tensor in inputs)
+        _, _, _, theta, _, h, c, f, i = inputs
+        outputs = tuple(torch.empty_like(tensor) for tensor in (theta, h, c, f, i))
+        ctx.scale, ctx.sizes = scale, (theta.numel() // theta.shape[-1], theta.shape[-1], h.shape[-2])
+        _call("cell_forward", theta, ctx.sizes, *inputs, *outputs, extra=[ctypes.c_double(scale)])
+        ctx.save_for_backward(*inputs, *outputs[3:])
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        saved = ctx.saved_tensors
+        given = tuple(tensor.contiguous() for tensor in given)
+        outputs = tuple(torch.empty_like(tensor) for tensor in saved[:9])
+        _call("cell_backward", saved[3], ctx.sizes, *saved, *given, *outputs, extra=[ctypes.c_double(ctx.scale)])
+        return None, *outputs
+
+
+# Batch normalisation, max-pool, ReLU ----------------------------------------------------------------------------------
+
+
+def can_block(x: Tensor, *others: Tensor) -> bool:
+    """Whether `block` takes these tensors."""
+    return (
+        x.shape[1] % _LANES == 0
+        and x.dtype in (*_NUMBERS, torch.bfloat16)
+        and _real(x, *others)
+        and library() is not None
+    )
+
+
+def block(
+    x: Float[Tensor, "n channels height width"],
+    gamma: Float[Tensor, " channels"],
+    beta: Float[Tensor, " channels"],
+    eps: float,
+    moments: Moments | None = None,
+) -> tuple[Float[Tensor, "n channels half_height half_width"], Moments]:
+    """What `learners._block` does, on CPU; differentiable twice, or once where moments are given."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    if moments is not None:
+        return _GivenBlock.apply(x, gamma, beta, *moments, eps), moments  # pyright: ignore[reportReturnType]
+    y, mean, var = _Block.apply(x, gamma, beta, eps)  # pyright: ignore[reportGeneralTypeIssues]
+    return y, (mean, var)
+
+
+def _sizes(x: Tensor) -> tuple[int, ...]:
+    n, channels, height, width = x.shape
+    return n, height, width, channels
+
+
+def _block_forward(
+    x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """y, and what the backward pass reads."""
+    n, height, width, channels = _sizes(x)
+    rstd = (var + eps).rsqrt()
+    y = x.new_empty(n, height // 2, width // 2, channels).permute(0, 3, 1, 2)
+    images = (x, gamma.contiguous(), mean, rstd, torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8))
+    _call("block_forward", x, _sizes(x), *images, beta.contiguous(), y)
+    return y, images
+
+
+class _Block(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        mean, var = torch.empty_like(gamma), torch.empty_like(gamma)
+        n, height, width, channels = _sizes(x)
+        _call("moments", x, (n * height * width, channels), x, mean, var)
+        y, images = _block_forward(x, gamma, beta, mean, var, eps)
+        ctx.save_for_backward(*images)
+        return y, mean, var
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        d_y = d_y.contiguous(memory_format=torch.channels_last)
+        return *_BlockBackward.apply(d_y, d_mean, d_var, *ctx.saved_tensors), None  # pyright: ignore[reportGeneralTypeIssues]
+
+
+class _BlockBackward(Function):
+    """The gradient of `_Block`, as a function of its cotangents, x and gamma; the rest follows from x."""
+
+    @staticmethod
+    def forward(ctx: Any, d_y: Tensor, d_mean: Tensor, d_var: Tensor, *images: Tensor) -> tuple[Tensor, ...]:
+        x, gamma = images[:2]
+        d_x, d_gamma, d_beta = torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(gamma)
+        moments = d_mean.contiguous(), d_var.contiguous()
+        _call("block_backward", x, _sizes(x), *images, d_y, d_x, d_gamma, d_beta, *moments, extra=[0])
+        ctx.save_for_backward(*images, d_y, moments[1])
+        return d_x, d_gamma, d_beta
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, u: Tensor, by_gamma: Tensor, by_beta: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        *images, d_y, d_var = ctx.saved_tensors
+        x, gamma = images[:2]
+        given = u.contiguous(memory_format=torch.channels_last), by_gamma.contiguous(), by_beta.contiguous()
+        out_d_y, out_x = torch.empty_like(d_y), torch.empty_like(x)
+        out_gamma, out_mean, out_var = (torch.empty_like(gamma) for _ in range(3))
+        outputs = out_d_y, out_x, out_gamma, out_mean, out_var
+        _call("block_double_backward", x, _sizes(x), *images, d_y, d_var, *given, *outputs)
+        return out_d_y, out_mean, out_var, out_x, out_gamma, None, None, None, None
+
+
+class _GivenBlock(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+        y, images = _block_forward(x, gamma, beta, mean.contiguous(), var, eps)
+        ctx.save_for_backward(*images)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        images = ctx.saved_tensors
+        x, gamma = images[:2]
+        d_x = torch.empty_like(x)
+        outputs = tuple(torch.empty_like(gamma) for _ in range(4))  # of gamma, beta, mean, var
+        d_y = d_y.contiguous(memory_format=torch.channels_last)
+        _call("block_backward", x, _sizes(x), *images, d_y, d_x, *outputs, extra=[1])
+        return d_x, *outputs, None
