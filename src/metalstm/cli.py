@@ -1,13 +1,14 @@
 """The command line: what a person types, checked and handed on. Torch is imported only once a command runs."""
 
 import json
+import logging
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
@@ -34,23 +35,32 @@ class Common:
     """Show a traceback when something goes wrong."""
 
     def start(self) -> str:
-        """Set the threads; gives the device."""
+        """Set the threads, join the processes that torchrun started; gives the device."""
         import torch
 
+        from metalstm import distributed, kernels
+
+        kernels.keep_memory()
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed {self.seed}: must be at least 0 and below {2**32}")
         if self.threads < 0:
             raise UserError(f"--threads {self.threads}: must be at least 0")
         if self.threads:
             torch.set_num_threads(self.threads)
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.zeros(1, device=self.device).item()
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--device {self.device}: not usable here ({reason}): pass --device cpu") from error
-        return self.device
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if _rank() is not None:
+            device = distributed.join(device)
+        with distributed.together():
+            try:
+                torch.zeros(1, device=device).item()
+                if device.startswith("cuda:"):
+                    torch.cuda.set_device(device)
+            except (RuntimeError, AssertionError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(f"--device {device}: not usable here ({reason}): pass --device cpu") from error
+        return device
 
 
 Options = tyro.conf.OmitArgPrefixes[Common]
@@ -156,12 +166,16 @@ class Train:
         if self.n_query < 1:
             raise UserError(f"--n-query {self.n_query}: must be at least 1")
         device = self.common.start()
-        from metalstm import checkpoint, datasets, report
+        from metalstm import checkpoint, datasets, distributed, kernels, report
         from metalstm.episodes import EpisodeSampler
         from metalstm.methods import GradientMethod
         from metalstm.training import train
 
-        meta_sets = datasets.load(self.data, self.common.data_root, self.image_size)
+        with distributed.together():
+            meta_sets = datasets.load(self.data, self.common.data_root, self.image_size)
+        if device == "cpu":
+            kernels.build()
+        _allow_tf32(self.settings.precision)
         config = recipes.RunConfig(
             method=self.method,
             recipe=self.recipe,
@@ -180,6 +194,8 @@ class Train:
         name = f"{self.method}-{source}-{self.n_way}w{self.n_shot}s-{self.recipe}"
         out = self.out or Path("runs") / name
         train(config, meta_sets, out, self.resume, device)
+        if distributed.rank() > 0:
+            return
         report.save(report.learning_curve(out / "metrics.jsonl"), out / "curve.png")
         method, _, meta = checkpoint.load_method(out)
         if isinstance(method, GradientMethod):
@@ -212,18 +228,16 @@ class Evaluate:
     """Episodes to test on."""
     query_norm: recipes.QueryNorm | None = None
     """Another normalisation of queries than the checkpoint's; `batch` is transductive."""
+    precision: recipes.Precision | None = None
+    """fp32, tf32 (CUDA) or bf16; as trained by default."""
     json: str | None = None
     """File to write the result to, `-` for stdout."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
         """Evaluate and print."""
-        from metalstm import checkpoint
-
-        path = checkpoint.find(self.checkpoint)
-        method, config, _ = checkpoint.load_method(path)
         device = self.common.start()
-        from metalstm import datasets
+        from metalstm import checkpoint, datasets, distributed
         from metalstm.episodes import EpisodeSampler
         from metalstm.evaluation import evaluate
         from metalstm.methods import GradientMethod
@@ -234,7 +248,10 @@ class Evaluate:
             raise UserError(f"--episodes {self.episodes}: an interval needs at least 2")
         if self.n_query < 1:
             raise UserError(f"--n-query {self.n_query}: must be at least 1")
-        meta_sets = datasets.load(self.data or config.data, self.common.data_root, config.image_shape[1])
+        with distributed.together():
+            path = checkpoint.find(self.checkpoint)
+            method, config, _ = checkpoint.load_method(path)
+            meta_sets = datasets.load(self.data or config.data, self.common.data_root, config.image_shape[1])
         if meta_sets.digest != config.data_digest:
             mend = f"pass --data {config.data}"
             if meta_sets.name == config.data:
@@ -246,12 +263,17 @@ class Evaluate:
         n_way = config.n_way if self.n_way is None else self.n_way
         n_shot = config.n_shot if self.n_shot is None else self.n_shot
         sampler = EpisodeSampler(meta_sets.splits[self.split], n_way, n_shot, self.n_query, self.common.seed)
-        query_norm = None
+        query_norm, precision = None, config.settings.precision
         if isinstance(method, GradientMethod):
             method.theta_0(n_way)  # may refuse this number of classes
             method.query_norm = query_norm = self.query_norm or method.query_norm
+            precision = self.precision or precision
+            method.learner.bf16 = precision == "bf16"
+        _allow_tf32(precision)
         start = time.perf_counter()
         accuracy = evaluate(method.to(device), sampler, self.episodes, device, f"evaluating on {self.split}")
+        if distributed.rank() > 0:
+            return
         result = {
             "method": config.method,
             "data": config.data,
@@ -264,6 +286,7 @@ class Evaluate:
             "ci95": accuracy.ci95,
             "seed": self.common.seed,
             "query_norm": query_norm,
+            "precision": precision,
             "transductive": query_norm == "batch",
             "recipe": config.recipe,
             "changes": config.changes(),
@@ -285,8 +308,14 @@ class Evaluate:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `metalstm ARGV` and exit: status 0 on success, 2 on a user's mistake, 130 on Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _log_to_stderr()
     try:
-        _parse(argv).run()
+        command = _parse(argv)
+        if _rank() is not None and not isinstance(command, (Train, Evaluate)):
+            raise UserError(f"{argv[0]} runs in one process, unlike train and evaluate: start it without torchrun")
+        command.run()
+        if _rank() is not None:
+            _exit(0)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:
@@ -300,6 +329,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             _fail(f"{error}; {again}", 130)
         if isinstance(error, (UserError, OSError)):
             _fail(str(error), 2)
+        from metalstm import distributed
+
+        if distributed.world_size() > 1 and distributed.is_loss_of_process(error):
+            if _rank():
+                _exit(1)
+            _fail("another process of this run has ended; go on with the same command and --resume", 1)
         _fail(f"internal error, {type(error).__name__}: {error}: please report it with the output of --debug", 1)
 
 
@@ -334,8 +369,42 @@ class _Choice:
     n_shot: int = 5
 
 
+def _allow_tf32(precision: recipes.Precision) -> None:
+    """Of the whole process, and of no account but on CUDA."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("metalstm")
+    logger.setLevel(logging.INFO if not _rank() else logging.ERROR)  # of several processes one tells
+    logger.addHandler(handler)
+
+
+def _rank() -> int | None:
+    """The number of this process, where torchrun has started several."""
+    launched = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and os.environ["WORLD_SIZE"] != "1"
+    return int(os.environ["RANK"]) if launched else None
+
+
 def _fail(message: str, status: int) -> None:
-    print(f"metalstm: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    if rank := _rank():
+        # What ends all processes, process 0 says: torchrun ends the others at once when it has.
+        time.sleep(5 if status == 2 else 1)
+        message = f"process {rank}: {message}"
+    if not (rank and status == 130):
+        print(f"metalstm: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    _exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    if _rank() is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # a thread of gloo that still runs may abort the interpreter's own way out
     sys.exit(status)
 
 

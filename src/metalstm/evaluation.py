@@ -6,6 +6,7 @@ from math import sqrt
 
 import torch
 
+from metalstm import distributed
 from metalstm.console import track
 from metalstm.episodes import EpisodeSampler
 from metalstm.methods import Method
@@ -42,6 +43,8 @@ def evaluate(
 ) -> Accuracy:
     """Adapt to each of the sampler's first `episodes` episodes and classify its queries.
 
+    Several processes share the episodes out, and each gets the result of all: all of them must call.
+
     Args:
         method: What adapts; left as it is.
         sampler: Where episodes come from; the same seed gives the same ones to every method.
@@ -49,13 +52,14 @@ def evaluate(
         device: Where the method lies.
         description: What a progress bar says; none is shown without it.
     """
-    numbers: Iterable[int] = track(range(episodes), description) if description else range(episodes)
-    accuracies = []
+    mine = distributed.share(range(episodes))
+    numbers: Iterable[int] = track(mine, description) if description else mine
+    accuracies = torch.zeros(episodes, dtype=torch.float64, device=device)
     was_training = method.training
     method.eval()
     for number in numbers:
         episode = sampler[number].to(device)
         logits = method.logits(method.adapt(episode.support), episode.query.x)
-        accuracies.append((logits.argmax(-1) == episode.query.y).double().mean())
+        accuracies[number] = (logits.argmax(-1) == episode.query.y).double().mean()
     method.train(was_training)
-    return Accuracy((100 * torch.stack(accuracies)).tolist())
+    return Accuracy((100 * distributed.total(accuracies)).tolist())

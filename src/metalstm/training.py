@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.progress import TextColumn
 
-from metalstm import checkpoint
+from metalstm import checkpoint, distributed
 from metalstm.console import console, progress
 from metalstm.datasets import MetaSets
 from metalstm.episodes import EpisodeSampler
@@ -35,6 +35,9 @@ def train(
     (the last iterate, with all that is needed to go on). Episodes are functions of the seed and their number, so that
     a resumed run ends with the very weights of an uninterrupted one, given the same machine, CPU threads and limits.
 
+    In several processes, started by torchrun, each step's episodes are shared out and the gradient is the mean over all
+    of them: the run is the same, whatever the number of processes, up to the rounding of sums. Process 0 alone writes.
+
     Args:
         config: What to train and how.
         meta_sets: The data.
@@ -44,10 +47,11 @@ def train(
 
     Raises:
         UserError: `out` holds a run and `resume` is not set, or holds a run of another configuration; the loss is
-            not finite; the disk is full.
+            not finite; the disk is full; there are more processes than episodes in a step, or they differ.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
     """
     settings = config.training
+    _check_processes(config)
     method = build(config).to(device)
     parameters: dict[float, list[torch.nn.Parameter]] = {settings.lr: [], settings.optimizer_lr: []}
     for name, parameter in method.named_parameters():
@@ -59,9 +63,13 @@ def train(
     )
     val_sampler = EpisodeSampler(meta_sets.splits["meta-val"], config.n_way, config.n_shot, config.n_query, config.seed)
     at: dict[str, Any] = {"episode": 0, "seconds": 0.0, "best": -1.0, "best_episode": 0, "since_best": 0}
-    if _can_resume(config, out, resume):
-        path = out / "last.safetensors"
-        tensors, meta = checkpoint.load(path)
+    path = out / "last.safetensors"
+    state = None
+    with distributed.together():
+        if distributed.rank() == 0 and _can_resume(config, out, resume):
+            state = checkpoint.load(path)
+    if state := distributed.broadcast(state):
+        tensors, meta = state
         try:
             checkpoint.restore_training_state(method, optimizer, tensors)
             at = {name: type(start)(meta["at"][name]) for name, start in at.items()}
@@ -70,11 +78,13 @@ def train(
         console.print(f"{out}: going on after episode {at['episode']:,}", soft_wrap=True)
     if settings.episodes <= at["episode"] - settings.meta_batch:
         raise UserError(f"{out} is {at['episode']:,} episodes long already: pass at least as many --episodes")
-    for name in ("config.json", "metrics.jsonl", "best.safetensors", "last.safetensors"):
-        for left in out.glob(f".{name}.*.tmp"):  # by a run that was killed while it wrote
-            left.unlink()
-    checkpoint.write(out / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
-    _forget_metrics_after(out / "metrics.jsonl", at["episode"])
+    with distributed.together():
+        if distributed.rank() == 0:
+            for name in ("config.json", "metrics.jsonl", "best.safetensors", "last.safetensors"):
+                for left in out.glob(f".{name}.*.tmp"):  # by a run that was killed while it wrote
+                    left.unlink()
+            checkpoint.write(out / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
+            _forget_metrics_after(out / "metrics.jsonl", at["episode"])
 
     def save(name: str) -> None:
         meta = {"config": config.to_dict(), "at": at, "meta_val": at["best"], "episode": at["episode"]}
@@ -83,11 +93,12 @@ def train(
             tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("method.")}
         checkpoint.save(out / name, tensors, meta)
 
+    model = distributed.wrap(method, sampler[0].to(device))
     started = time.monotonic() - at["seconds"]
     losses: list[torch.Tensor] = []
     accuracies: list[torch.Tensor] = []
     logged = at["episode"], at["seconds"]
-    stopping = False
+    stopping = 0.0
     with _signals() as stop, progress(TextColumn("{task.fields[status]}")) as bar:
         task = bar.add_task("meta-training", total=settings.episodes, completed=at["episode"], status="")
         while not _is_done(settings, at) and not stopping:
@@ -96,26 +107,29 @@ def train(
                 group["lr"] = group["initial_lr"] * (
                     _cosine(numbers.start / settings.episodes) if settings.lr_decay else 1
                 )
-            loss, accuracy = method(sampler.batch(numbers).to(device))
+            mine = distributed.share(numbers)
+            weight = len(mine) / len(numbers)
+            loss, accuracy = model(sampler.batch(mine).to(device))
             optimizer.zero_grad()
-            loss.backward()
+            (loss * (weight * distributed.world_size())).backward()  # the gradient is the mean over the processes
             norm = torch.nn.utils.clip_grad_norm_(method.parameters(), settings.clip)
             optimizer.step()
-            losses.append(loss.detach())
-            accuracies.append(accuracy)
+            losses.append(loss.detach() * weight)
+            accuracies.append(accuracy * weight)
             at["episode"] = numbers.stop
-            at["seconds"] = time.monotonic() - started
+            # Read once: what comes later waits for the next step.
+            at["seconds"], stopping = distributed.highest(time.monotonic() - started, float(len(stop)))
 
             bar.update(task, completed=at["episode"])
 
-            stopping = bool(stop)  # read once: what comes later waits for the next step
             validate = _crosses(numbers, settings.val_every) or _is_done(settings, at)
             if validate or _crosses(numbers, LOG_EVERY) or stopping:
+                means = distributed.total(torch.stack([torch.stack(losses).mean(), torch.stack(accuracies).mean()]))
                 line = {
                     "episode": at["episode"],
                     "seconds": round(at["seconds"], 3),
-                    "loss": torch.stack(losses).mean().item(),
-                    "accuracy": 100 * torch.stack(accuracies).mean().item(),
+                    "loss": means[0].item(),
+                    "accuracy": 100 * means[1].item(),
                     "episodes_per_second": (at["episode"] - logged[0]) / (at["seconds"] - logged[1]),
                     "grad_norm": norm.item(),
                 }
@@ -128,15 +142,18 @@ def train(
                 if validate:
                     bar.update(task, status="validating")
                     val = evaluate(method, val_sampler, settings.val_episodes, device).mean
-                    at["seconds"] = time.monotonic() - started
+                    (at["seconds"],) = distributed.highest(time.monotonic() - started)
                     line |= {"meta_val": val}
                     if val > at["best"]:
                         at |= {"best": val, "best_episode": at["episode"], "since_best": 0}
-                        save("best.safetensors")
                     else:
                         at["since_best"] += 1
-                _append(out / "metrics.jsonl", json.dumps(line) + "\n")
-                save("last.safetensors")
+                with distributed.together():
+                    if distributed.rank() == 0:
+                        if at["best_episode"] == at["episode"]:
+                            save("best.safetensors")
+                        _append(out / "metrics.jsonl", json.dumps(line) + "\n")
+                        save("last.safetensors")
                 losses, accuracies = [], []
                 logged = at["episode"], at["seconds"]
                 status = f"{line['episodes_per_second']:.1f}/s loss {line['loss']:.2f} acc {line['accuracy']:.1f}"
@@ -152,6 +169,23 @@ def train(
         raise Interrupted(f"saved after episode {at['episode']:,}")
 
 
+def _check_processes(config: RunConfig) -> None:
+    """Several processes can share a step only if it has an episode for each, and they are given the same run."""
+    n, meta_batch = distributed.world_size(), config.training.meta_batch
+    if meta_batch < n:
+        raise UserError(
+            f"--meta-batch {meta_batch}: {n} processes need an episode each in every step: pass --meta-batch {n} or "
+            f"more, or start at most {meta_batch}"
+        )
+    first = distributed.broadcast(config)
+    with distributed.together():
+        if config != first:
+            raise UserError(
+                f"process {distributed.rank()} was given another run than process 0 ({_differences(first, config)}): "
+                "start all with the same command, data and versions"
+            )
+
+
 def _can_resume(config: RunConfig, out: Path, resume: bool) -> bool:
     """Compare with the run that is there, if any; tells whether there is a state to go on from."""
     path, last = out / "config.json", out / "last.safetensors"
@@ -161,14 +195,17 @@ def _can_resume(config: RunConfig, out: Path, resume: bool) -> bool:
         raise UserError(f"{out} already holds a run: pass --resume to go on with it, or another --out")
     try:
         values = json.loads(path.read_text()) if path.exists() else checkpoint.load(last)[1]["config"]
-        there = _flat(RunConfig.from_dict(values))
+        there = RunConfig.from_dict(values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it, or train anew with another --out") from error
-    now = _flat(config)
-    different = [f"{name} {there[name]!r} there, {now[name]!r} now" for name in now if there[name] != now[name]]
-    if different:
-        raise UserError(f"{out} holds another run ({'; '.join(different)}): use its settings, or another --out")
+    if different := _differences(there, config):
+        raise UserError(f"{out} holds another run ({different}): use its settings, or another --out")
     return last.exists()
+
+
+def _differences(there: RunConfig, now: RunConfig) -> str:
+    old, new = _flat(there), _flat(now)
+    return "; ".join(f"{name} {old[name]!r} there, {new[name]!r} now" for name in new if old[name] != new[name])
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
@@ -240,8 +277,9 @@ def _signals() -> Iterator[list[int]]:
             os.write(2, b"\x1b[?25h\n")  # the cursor, which the progress bar hid
             os._exit(130)
         received.append(number)
-        # Not through rich, which may be in the middle of a line.
-        os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        if distributed.rank() == 0:
+            # Not through rich, which may be in the middle of a line.
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     # Only the main thread may handle signals; in another one, whoever started it is in charge.
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
