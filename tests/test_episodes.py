@@ -103,3 +103,18 @@ def test_what_cannot_be_sampled_is_told_with_numbers(arguments, message):
     with pytest.raises(UserError) as error:
         EpisodeSampler(numbered([20, 20, 3, 20, 20]), *arguments)
     assert str(error.value) == message
+
+
+def test_a_device_takes_only_the_own_images_along():
+    images = numbered([7, 8, 9, 10])
+    subset = images.subset(images.classes[1:])
+    here, there = EpisodeSampler(subset, 2, 1, 2), EpisodeSampler(subset, 2, 1, 2, device="meta")
+    assert len(there.images.images) == 8 + 9 + 10
+    batch, expected = there.batch(range(3)), here.batch(range(3))
+    for one, other in ((batch.support, expected.support), (batch.query, expected.query)):
+        assert one.x.device.type == one.y.device.type == "meta"
+        assert one.x.shape == other.x.shape
+    # The meta device holds no values: the same images as they are numbered there, on the CPU.
+    compact = EpisodeSampler(subset.compact(), 2, 1, 2).batch(range(20))
+    assert torch.equal(compact.support.x, here.batch(range(20)).support.x)
+    assert torch.equal(compact.query.x, here.batch(range(20)).query.x)

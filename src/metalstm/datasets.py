@@ -81,16 +81,22 @@ class ImagesByClass:
         keep = [k for k, name in enumerate(self.classes) if name in wanted]
         return ImagesByClass(self.images, tuple(self.classes[k] for k in keep), self.spans[keep], self.name)
 
+    def compact(self) -> "ImagesByClass":
+        """The same classes in a copy that lies in memory and holds no other images."""
+        images = np.concatenate([self.images[start:stop] for start, stop in self.spans])
+        images.flags.writeable = False
+        return ImagesByClass(images, self.classes, _spans(np.diff(self.spans, axis=1).ravel().tolist()), self.name)
+
     def rotated(self) -> "ImagesByClass":
         """Four times the classes: as they are, then turned by 90, 180 and 270 degrees as new classes ("name@90").
 
         Images must be square. The copy lies in memory: four times the bytes of this set's own classes.
         """
-        own = np.concatenate([self.images[start:stop] for start, stop in self.spans])
-        images = np.concatenate([np.rot90(own, turns, axes=(1, 2)) for turns in range(4)])
+        own = self.compact()
+        images = np.concatenate([np.rot90(own.images, turns, axes=(1, 2)) for turns in range(4)])
         images.flags.writeable = False
         names = [f"{name}@{90 * turns}" if turns else name for turns in range(4) for name in self.classes]
-        return ImagesByClass(images, tuple(names), _spans(4 * np.diff(self.spans, axis=1).ravel().tolist()), self.name)
+        return ImagesByClass(images, tuple(names), _spans(4 * np.diff(own.spans, axis=1).ravel().tolist()), self.name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -116,14 +116,11 @@ def _step(
     f: Tensor,
     i: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The LSTM on the preprocessed gradient, the gates, and theta's update: theta, h, c, f, i.
+    """The LSTM on the preprocessed gradient, the gates, and theta's update: the new theta, h, c, f, i.
 
-    Args:
-        scale: p of the preprocessing.
-        weight: (4 hidden, 2 + hidden), for the preprocessed gradient and h.
-        bias: (*tasks, 4 hidden), with the loss's share.
-        gates: (2, hidden + 3), f and i: weights of h, theta and the previous gate, then the bias.
-        theta: (*tasks, n_params); so are grad, f, i, while h and c are (*tasks, hidden, n_params).
+    `weight` (4 hidden, 2 + hidden) is for the preprocessed gradient, whose p is `scale`, and h; `bias` (*tasks,
+    4 hidden) has the loss's share in it; `gates` (2, hidden + 3) are f and i: the weights of h, theta and the previous
+    gate, then the bias. h and c are (*tasks, hidden, n_params), all else (*tasks, n_params).
     """
     x = torch.cat([torch.stack(preprocess(grad, scale), -2), h], -2)
     input_, forget, cell, output = (weight @ x + bias[..., None]).chunk(4, -2)
