@@ -5,13 +5,12 @@ them in turn for some episodes.
 """
 
 import importlib
-import importlib.util
 import logging
 import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,14 +22,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from metalstm import recipes
+from metalstm import kernels, recipes
 from metalstm.datasets import ImagesByClass
 from metalstm.episodes import Episode, EpisodeSampler
 from metalstm.methods import GradientMethod, build
-from metalstm.recipes import MetaLSTMSettings, RunConfig
+from metalstm.recipes import Precision, RunConfig
 
 WARM_UP = 3  # episodes of a contender before the clock starts
-PRECISIONS = ("fp32", "bf16") if "precision" in {field.name for field in fields(MetaLSTMSettings)} else ("fp32",)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 Contender = Callable[[Iterator[None]], None]
 
@@ -50,11 +49,9 @@ class Task:
         height, width, channels = map(int, self.shape.split("x"))
         return channels, height, width
 
-    def config(self, recipe: str, precision: str = "fp32") -> RunConfig:
+    def config(self, recipe: str, precision: Precision = "fp32") -> RunConfig:
         """The recipe's run on random images."""
         settings, training = recipes.named("meta-lstm", recipe, "random", self.n_shot)
-        if len(PRECISIONS) > 1:
-            settings = replace(settings, **{"precision": precision})
         return RunConfig(
             recipe=recipe,
             data="random",
@@ -62,7 +59,7 @@ class Task:
             n_way=self.n_way,
             n_shot=self.n_shot,
             n_query=self.n_query,
-            settings=settings,
+            settings=replace(settings, precision=precision),
             training=training,
         )
 
@@ -84,9 +81,9 @@ class Task:
 
 
 def ready(config: RunConfig) -> GradientMethod:
-    """The method, and its compiled kernels if it has any."""
-    if importlib.util.find_spec("metalstm.kernels"):
-        importlib.import_module("metalstm.kernels").build()
+    """The method, and the process prepared as `metalstm train` does it."""
+    kernels.keep_memory()
+    kernels.build()
     return build(config)
 
 
@@ -111,7 +108,7 @@ def update(method: GradientMethod, optimizer: torch.optim.Optimizer, clip: float
     optimizer.step()
 
 
-def ours(turns: Iterator[None], task: Task, recipe: str, precision: str = "fp32", small: bool = False) -> None:
+def ours(turns: Iterator[None], task: Task, recipe: str, precision: Precision = "fp32", small: bool = False) -> None:
     """Train with metalstm, sampling included."""
     train(turns, task.config(recipe, precision), task.sampler(small))
 

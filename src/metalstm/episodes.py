@@ -96,7 +96,7 @@ class EpisodeSampler:
         self.device = torch.device(device)
         if self.device.type != "cpu":
             images = images.compact()
-            self._resident = torch.from_numpy(images.images).to(self.device)
+            self._resident = torch.tensor(images.images, device=self.device)
         self.images, self.n_way, self.n_shot, self.n_query, self.seed = images, n_way, n_shot, n_query, seed
 
     def __getitem__(self, index: int) -> Episode:
