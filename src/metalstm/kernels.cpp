@@ -706,23 +706,18 @@ void metalstm_cell_backward(int bytes, const int64_t* sizes, double scale, void*
     });
 }
 
-void metalstm_moments(int bytes, const int64_t* sizes, void** arrays, int threads) {
+void metalstm_block_forward(int bytes, const int64_t* sizes, int given, double eps, void** arrays, int threads) {
     with_type(bytes, [&](auto zero) {
         using S = decltype(zero);
+        using N = typename Images<S>::N;
         Arrays from{arrays};
-        const S* x = from;
-        typename Traits<S>::Number *mean = from, *var = from;
-        moments(x, sizes[0], sizes[1], mean, var, threads);
-    });
-}
-
-void metalstm_block_forward(int bytes, const int64_t* sizes, void** arrays, int threads) {
-    with_type(bytes, [&](auto zero) {
-        using S = decltype(zero);
-        Arrays from{arrays};
-        Images<S> images = images_of<S>(sizes, from);
-        const typename Images<S>::N* beta = from;
+        const Images<S> images = images_of<S>(sizes, from);
+        const N* beta = from;
         S* y = from;
+        N *var = from, *mean = const_cast<N*>(images.mean), *rstd = const_cast<N*>(images.rstd);
+        const int64_t C = images.channels;
+        if (!given) moments(images.x, images.n * images.height * images.width, C, mean, var, threads);
+        for (int64_t c = 0; c < C; c++) rstd[c] = 1 / std::sqrt(var[c] + N(eps));
         block_forward(images, beta, y, const_cast<S*>(images.pooled), const_cast<uint8_t*>(images.chosen), threads);
     });
 }

@@ -14,10 +14,10 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from platformdirs import user_cache_path
 from torch import Tensor
 from torch.autograd import Function
@@ -27,8 +27,6 @@ _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trappin
 _LANES = 16  # channels come in vectors of so many
 _NUMBERS = (torch.float32, torch.float64)
 _log = logging.getLogger(__name__)
-
-Moments = tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]  # mean and biased variance
 
 
 # The library ----------------------------------------------------------------------------------------------------------
@@ -164,103 +162,56 @@ class _Step(Function):
 # Batch normalisation, max-pool, ReLU ----------------------------------------------------------------------------------
 
 
-def can_block(x: Tensor, *others: Tensor) -> bool:
-    """Whether `block` takes these tensors."""
-    return (
-        x.shape[1] % _LANES == 0
-        and x.dtype in (*_NUMBERS, torch.bfloat16)
-        and _real(x, *others)
-        and library() is not None
-    )
+class Block(NamedTuple):
+    """What the backward pass of a block's normalisation, max-pool and ReLU reads; images are channels-last."""
+
+    x: Float[Tensor, "n channels height width"]  # float32, float64 or bfloat16; the rest of its shape is of that type
+    gamma: Float[Tensor, " channels"]
+    mean: Float[Tensor, " channels"]
+    rstd: Float[Tensor, " channels"]  # 1 / standard deviation
+    pooled: Float[Tensor, "n channels half_height half_width"]  # the pixels taken, normalised
+    chosen: UInt8[Tensor, "n channels half_height half_width"]  # which of four they are
 
 
-def block(
-    x: Float[Tensor, "n channels height width"],
-    gamma: Float[Tensor, " channels"],
-    beta: Float[Tensor, " channels"],
-    eps: float,
-    moments: Moments | None = None,
-) -> tuple[Float[Tensor, "n channels half_height half_width"], Moments]:
-    """What `learners._block` does, on CPU; differentiable twice, or once where moments are given."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    if moments is not None:
-        return _GivenBlock.apply(x, gamma, beta, *moments, eps), moments  # pyright: ignore[reportReturnType]
-    y, mean, var = _Block.apply(x, gamma, beta, eps)  # pyright: ignore[reportGeneralTypeIssues]
-    return y, (mean, var)
+def can_block(x: Tensor, theta: Tensor, channels: int) -> bool:
+    """Whether the functions below take so many channels, and numbers like these."""
+    return channels % _LANES == 0 and theta.dtype in _NUMBERS and _real(x, theta) and library() is not None
 
 
-def _sizes(x: Tensor) -> tuple[int, ...]:
+def block_forward(
+    x: Tensor, gamma: Tensor, beta: Tensor, moments: Tensor, eps: float, given: bool
+) -> tuple[Tensor, Block]:
+    """Normalise, pool, rectify; `moments` (2, channels), mean and biased variance, are read if `given`, else written."""
     n, channels, height, width = x.shape
-    return n, height, width, channels
-
-
-def _block_forward(
-    x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """y, and what the backward pass reads."""
-    n, height, width, channels = _sizes(x)
-    rstd = (var + eps).rsqrt()
     y = x.new_empty(n, height // 2, width // 2, channels).permute(0, 3, 1, 2)
-    images = (x, gamma.contiguous(), mean, rstd, torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8))
-    _call("block_forward", x, _sizes(x), *images, beta.contiguous(), y)
-    return y, images
+    block = Block(x, gamma, moments[0], torch.empty_like(gamma), torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8))
+    extra = [int(given), ctypes.c_double(eps)]
+    _call("block_forward", x, (n, height, width, channels), *block, beta, y, moments[1], extra=extra)
+    return y, block
 
 
-class _Block(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean, var = torch.empty_like(gamma), torch.empty_like(gamma)
-        n, height, width, channels = _sizes(x)
-        _call("moments", x, (n * height * width, channels), x, mean, var)
-        y, images = _block_forward(x, gamma, beta, mean, var, eps)
-        ctx.save_for_backward(*images)
-        return y, mean, var
-
-    @staticmethod
-    def backward(ctx: Any, d_y: Tensor, d_mean: Tensor, d_var: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        d_y = d_y.contiguous(memory_format=torch.channels_last)
-        return *_BlockBackward.apply(d_y, d_mean, d_var, *ctx.saved_tensors), None  # pyright: ignore[reportGeneralTypeIssues]
+def block_backward(
+    block: Block, d_y: Tensor, d_gamma: Tensor, d_beta: Tensor, d_moments: Tensor, given: bool
+) -> Float[Tensor, "n channels height width"]:
+    """Gradient in x; writes those in gamma and beta; `d_moments` are written if the moments were given, else read."""
+    n, channels, height, width = block.x.shape
+    d_x = torch.empty_like(block.x)
+    outputs = d_x, d_gamma, d_beta, d_moments[0], d_moments[1]
+    _call("block_backward", d_x, (n, height, width, channels), *block, d_y, *outputs, extra=[int(given)])
+    return d_x
 
 
-class _BlockBackward(Function):
-    """The gradient of `_Block`, as a function of its cotangents, x and gamma; the rest follows from x."""
+def block_double_backward(
+    block: Block, d_y: Tensor, d_moments: Tensor, v_x: Tensor, v_gamma: Tensor, v_beta: Tensor, out_gamma: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward of `block_backward`, moments not given: v are the cotangents of its outputs.
 
-    @staticmethod
-    def forward(ctx: Any, d_y: Tensor, d_mean: Tensor, d_var: Tensor, *images: Tensor) -> tuple[Tensor, ...]:
-        x, gamma = images[:2]
-        d_x, d_gamma, d_beta = torch.empty_like(x), torch.empty_like(gamma), torch.empty_like(gamma)
-        moments = d_mean.contiguous(), d_var.contiguous()
-        _call("block_backward", x, _sizes(x), *images, d_y, d_x, d_gamma, d_beta, *moments, extra=[0])
-        ctx.save_for_backward(*images, d_y, moments[1])
-        return d_x, d_gamma, d_beta
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, u: Tensor, by_gamma: Tensor, by_beta: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        *images, d_y, d_var = ctx.saved_tensors
-        x, gamma = images[:2]
-        given = u.contiguous(memory_format=torch.channels_last), by_gamma.contiguous(), by_beta.contiguous()
-        out_d_y, out_x = torch.empty_like(d_y), torch.empty_like(x)
-        out_gamma, out_mean, out_var = (torch.empty_like(gamma) for _ in range(3))
-        outputs = out_d_y, out_x, out_gamma, out_mean, out_var
-        _call("block_double_backward", x, _sizes(x), *images, d_y, d_var, *given, *outputs)
-        return out_d_y, out_mean, out_var, out_x, out_gamma, None, None, None, None
-
-
-class _GivenBlock(Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-        y, images = _block_forward(x, gamma, beta, mean.contiguous(), var, eps)
-        ctx.save_for_backward(*images)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        images = ctx.saved_tensors
-        x, gamma = images[:2]
-        d_x = torch.empty_like(x)
-        outputs = tuple(torch.empty_like(gamma) for _ in range(4))  # of gamma, beta, mean, var
-        d_y = d_y.contiguous(memory_format=torch.channels_last)
-        _call("block_backward", x, _sizes(x), *images, d_y, d_x, *outputs, extra=[1])
-        return d_x, *outputs, None
+    Returns:
+        The gradients in d_y, x and d_moments; that in gamma is written.
+    """
+    n, channels, height, width = block.x.shape
+    out_d_y, out_x, out_moments = torch.empty_like(d_y), torch.empty_like(block.x), torch.empty_like(d_moments)
+    outputs = out_d_y, out_x, out_gamma, out_moments[0], out_moments[1]
+    arrays = d_y, d_moments[1], v_x, v_gamma, v_beta
+    _call("block_double_backward", v_x, (n, height, width, channels), *block, *arrays, *outputs)
+    return out_d_y, out_x, out_moments

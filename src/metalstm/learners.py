@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalstm import kernels
+from metalstm import blocks, kernels
 from metalstm.errors import UserError
 
 Layout = dict[str, tuple[slice, tuple[int, ...]]]
@@ -51,7 +51,7 @@ class Conv4(nn.Module):
             raise UserError(f"images of {height}x{width} pixels are too small for Conv4: it needs at least 16x16")
         self.image_shape = (channels, height, width)
         self.filters = filters
-        self.unit_gamma, self.bf16 = unit_gamma, bf16
+        self.conv_bias, self.unit_gamma, self.bf16 = conv_bias, unit_gamma, bf16
         self.n_features = filters * (height >> self.n_blocks) * (width >> self.n_blocks)
         self.n_moments = 2 * filters * self.n_blocks
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -128,11 +128,11 @@ class Conv4(nn.Module):
 
     def unbiased(self, moments: Float[Tensor, "*tasks n_moments"], n_images: int) -> Float[Tensor, "*tasks n_moments"]:
         """Moments of a batch with n / (n - 1) on the variances, as Torch7's running averages take them."""
-        factors = []
-        for block in range(self.n_blocks):
-            n = n_images * (self.image_shape[1] >> block) * (self.image_shape[2] >> block)
-            factors.append(moments.new_tensor([1.0, n / (n - 1)]).repeat_interleave(self.filters))
-        return moments * torch.cat(factors)
+        numbers = [
+            n_images * (self.image_shape[1] >> block) * (self.image_shape[2] >> block) for block in range(self.n_blocks)
+        ]
+        factors = moments.new_tensor([factor for n in numbers for factor in (1.0, n / (n - 1))])
+        return (moments.unflatten(-1, (-1, self.filters)) * factors[:, None]).flatten(-2)
 
     def initial_moments(self) -> Float[Tensor, " n_moments"]:
         """Where running averages start: mean 0, variance 1."""
@@ -154,30 +154,33 @@ class Conv4(nn.Module):
         ]
 
     def _features(self, theta: Tensor, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        dtype = torch.bfloat16 if self.bf16 else theta.dtype
+        if kernels.can_block(x, theta, self.filters):
+            shape = blocks.Shape(self.n_blocks, x.shape[1], self.filters, self.conv_bias, self.eps, dtype)
+            x, moments = blocks.features(shape, theta[: self.n_body], x, moments)
+            return x.flatten(1).to(theta.dtype), moments
         pairs = [None] * self.n_blocks if moments is None else moments.view(self.n_blocks, 2, self.filters).unbind()
         used = []
-        dtype = torch.bfloat16 if self.bf16 else theta.dtype
         x = x.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last
         for (weight, bias, gamma, beta), given in zip(self._blocks(theta), pairs, strict=True):
             x = F.conv2d(x, weight.to(dtype), None if bias is None else bias.to(dtype), padding=1)
-            block = kernels.block if kernels.can_block(x, gamma) else _block
-            x, (mean, var) = block(x, gamma, beta, self.eps, None if given is None else (given[0], given[1]))
+            x, mean, var = _block(x, gamma, beta, self.eps, given)
             used += [mean, var]
         return x.flatten(1).to(theta.dtype), torch.cat(used)
 
 
 def _block(
-    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: kernels.Moments | None
-) -> tuple[Tensor, kernels.Moments]:
+    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Batch normalisation by given moments or those of `x`, 2x2 max-pool, ReLU; the arithmetic is gamma's."""
     dtype, x = x.dtype, x.to(gamma.dtype)
     if moments is None:
         var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
     else:
-        mean, var = moments
+        mean, var = moments.unbind()
     scale = gamma * (var + eps).rsqrt()
     x = x * scale.view(-1, 1, 1) + (beta - mean * scale).view(-1, 1, 1)
-    return F.relu(F.max_pool2d(x, 2)).to(dtype), (mean, var)
+    return F.relu(F.max_pool2d(x, 2)).to(dtype), mean, var
 
 
 def _each_task(function: Callable[..., tuple[Tensor, ...]], *args: Tensor) -> tuple[Tensor, ...]:
