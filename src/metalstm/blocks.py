@@ -196,8 +196,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _convolve_backward(
     d_z: Tensor, x: Tensor, weight: Tensor, need_x: bool, d_weight: Tensor | None, d_bias: Tensor | None
-) -> Tensor:
-    """Gradient in x, if needed; writes those in weight and bias, if they are given."""
+) -> Any:
+    """Gradient in x, or None where it is not needed; writes those in weight and bias, if they are given."""
     biases = None if d_bias is None else list(d_bias.shape)
     mask = [need_x, d_weight is not None, d_bias is not None]
     d_x, by_weight, by_bias = torch.ops.aten.convolution_backward(

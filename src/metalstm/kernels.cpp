@@ -121,8 +121,8 @@ constexpr int TILE = 4;               // rows of the register tiles of the matri
 
 inline int padded(int rows) { return (rows + TILE - 1) / TILE * TILE; }
 
-// out (rows, BLOCK) = a (rows, depth; row stride a_stride) @ b (depth, BLOCK); rows a multiple of TILE.
-template <class T> void product(int rows, int depth, const T* a, int a_stride, const T* b, T* out) {
+// out (rows, BLOCK) = a (rows, depth; row stride a_stride) @ b (depth, BLOCK), given by their rows; rows a multiple of TILE.
+template <class T> void product(int rows, int depth, const T* a, int a_stride, const T* const* b, T* const* out) {
     using V = typename Traits<T>::Vector;
     constexpr int HALF = WIDTH / 2;
     for (int row = 0; row < rows; row += TILE)
@@ -130,19 +130,19 @@ template <class T> void product(int rows, int depth, const T* a, int a_stride, c
             V total[TILE][HALF] = {};
             for (int k = 0; k < depth; k++) {
                 V column[HALF];
-                for (int w = 0; w < HALF; w++) column[w] = load(b + k * BLOCK + half + w * LANES);
+                for (int w = 0; w < HALF; w++) column[w] = load(b[k] + half + w * LANES);
                 for (int r = 0; r < TILE; r++) {
                     const T factor = a[(row + r) * a_stride + k];
                     for (int w = 0; w < HALF; w++) total[r][w] += factor * column[w];
                 }
             }
             for (int r = 0; r < TILE; r++)
-                for (int w = 0; w < HALF; w++) store(out + (row + r) * BLOCK + half + w * LANES, total[r][w]);
+                for (int w = 0; w < HALF; w++) store(out[row + r] + half + w * LANES, total[r][w]);
         }
 }
 
 // total (rows, columns, LANES) += a (rows, BLOCK) . b (columns, BLOCK), lane by lane; both multiples of TILE.
-template <class T> void outer(int rows, int columns, const T* a, const T* b, T* total) {
+template <class T> void outer(int rows, int columns, const T* const* a, const T* const* b, T* total) {
     using V = typename Traits<T>::Vector;
     for (int row = 0; row < rows; row += TILE)
         for (int column = 0; column < columns; column += TILE) {
@@ -151,9 +151,9 @@ template <class T> void outer(int rows, int columns, const T* a, const T* b, T* 
                 for (int s = 0; s < TILE; s++) tile[r][s] = load(total + ((row + r) * columns + column + s) * LANES);
             for (int w = 0; w < BLOCK; w += LANES) {
                 V right[TILE];
-                for (int s = 0; s < TILE; s++) right[s] = load(b + (column + s) * BLOCK + w);
+                for (int s = 0; s < TILE; s++) right[s] = load(b[column + s] + w);
                 for (int r = 0; r < TILE; r++) {
-                    const V left = load(a + (row + r) * BLOCK + w);
+                    const V left = load(a[row + r] + w);
                     for (int s = 0; s < TILE; s++) tile[r][s] += left * right[s];
                 }
             }
@@ -162,213 +162,279 @@ template <class T> void outer(int rows, int columns, const T* a, const T* b, T* 
         }
 }
 
-// One step for (tasks, n) coordinates; arrays are (tasks, n) or (tasks, hidden, n).
+// The weights, as in MetaLSTM, or their gradients.
+template <class P> struct Weights {
+    P x;           // (4 hidden, 4): the LSTM's, for the preprocessed gradient and loss
+    P h;           // (4 hidden, hidden)
+    P bias;        // (4 hidden)
+    P f, i;        // (hidden + 2): the gates', for h, theta and the previous gate
+    P bias_f, bias_i;
+};
+
+// What goes into a step or comes out of it: (tasks, n), or (tasks, hidden, n) for h and c.
+template <class P> struct State { P theta, h, c, f, i; };
+
 template <class T> struct Cell {
     int64_t tasks, n;
     int hidden;
-    T scale;          // p of the preprocessing
-    const T* weight;  // (4 hidden, 2 + hidden): the LSTM's, for the preprocessed gradient and h
-    const T* bias;    // (tasks, 4 hidden): with the share of the preprocessed loss
-    const T* gates;   // (2, hidden + 3): f and i; for h, theta, the previous gate, and the bias
-    const T *theta, *grad, *h, *c, *f, *i;
+    T scale;  // p of the preprocessing
+    Weights<const T*> weights;
+    const T *grad, *loss;  // (tasks, n), (tasks)
+    State<const T*> state;
 };
 
-template <class T> struct Stepped { T *theta, *h, *c, *f, *i; };
+template <class T> struct Gradients {
+    Weights<T*> weights;
+    T *grad, *loss;
+    State<T*> state;
+};
 
-template <class T> struct Cotangents { const T *theta, *h, *c, *f, *i; };
-
-template <class T> struct Gradients { T *weight, *bias, *gates, *theta, *grad, *h, *c, *f, *i; };
-
-// What one thread works with: BLOCK coordinates at a time.
+// What one thread works with: BLOCK coordinates at a time. Whole blocks are read and written where they lie, the last
+// one of a task, if it is shorter, by way of a copy filled up with zeros.
 template <class T> class CellBlock {
     using V = typename Traits<T>::Vector;
 
     const Cell<T>& cell;
-    const int H, depth, columns;  // inputs of the LSTM: preprocessed gradient, h, and 1 for the bias; rounded up
-    const T *wf, *wi;
-    int64_t task = -1, start = 0;
-    std::vector<T> weight, transposed;        // (4 H, columns), (columns, 4 H)
-    std::vector<T> in, gate, c;               // (columns, BLOCK), (4 H, BLOCK), (H, BLOCK)
-    T theta[BLOCK], grad[BLOCK], f[BLOCK], i[BLOCK];
-    std::vector<T> d_weight, d_gates;         // sums, one a lane: (4 H, columns, LANES), (2, H + 3, LANES)
+    const Weights<const T*>& weights;
+    const int H, depth, columns;  // the LSTM's inputs: preprocessed gradient, h, and 1 for the bias; rounded up
+    int64_t task = -1, start = 0, count = 0;
+    T loss[2], d_loss[2];               // the preprocessed loss, and its derivative
+    std::vector<T> weight, transposed;  // (4 H, columns), (columns, 4 H)
+    std::vector<T> in, gate;            // (columns, BLOCK), (4 H, BLOCK)
+    std::vector<T> copies;              // (2 H + 24, BLOCK)
+    std::vector<const T*> in_rows;      // of the LSTM's inputs; those of h are not in `in`
+    std::vector<const T*> gate_rows;
+    std::vector<T*> gate_places, out_rows;
+    size_t copied = 0;
+    std::vector<T> d_weight, d_gates;  // sums, one a lane: (4 H, columns, LANES), (2, H + 3, LANES)
 
-    // The block's part of row number `row` of an array of rows of n; zeros beyond the end.
-    void read(const T* array, int64_t row, T* to) const {
-        const int64_t count = std::min<int64_t>(BLOCK, cell.n - start);
+    T* copy() { return &copies[copied++ * BLOCK]; }
+
+    // The block's part of a row of n.
+    const T* read(const T* array, int64_t row) {
         const T* from = array + row * cell.n + start;
-        std::memcpy(to, from, count * sizeof(T));
-        for (int64_t k = 0; k < BLOCK; k += LANES) __builtin_prefetch(from + BLOCK + k);  // for the next block
-        std::fill(to + count, to + BLOCK, T(0));
+        for (int k = 0; k < BLOCK; k += LANES) __builtin_prefetch(from + BLOCK + k);  // the next one
+        if (count == BLOCK) return from;
+        T* to = copy();
+        std::fill(std::copy_n(from, count, to), to + BLOCK, T(0));
+        return to;
     }
-    void write(T* array, int64_t row, const T* from) const {
-        const int64_t count = std::min<int64_t>(BLOCK, cell.n - start);
+    // Where to write it; `finish` when it is written.
+    T* place(T* array, int64_t row) {
         T* to = array + row * cell.n + start;
-        std::memcpy(to, from, count * sizeof(T));
-        for (int64_t k = 0; k < BLOCK; k += LANES) __builtin_prefetch(to + BLOCK + k, 1);  // for the next block
+        for (int k = 0; k < BLOCK; k += LANES) __builtin_prefetch(to + BLOCK + k, 1);
+        return count == BLOCK ? to : copy();
     }
+    void finish(T* array, int64_t row, const T* written) const {
+        if (count < BLOCK) std::copy_n(written, count, array + row * cell.n + start);
+    }
+
     static void add(T* lanes, V v) { store(lanes, load(lanes) + v); }
     static V sigmoid(V x) { return 1 / (1 + bounded_exp(-x)); }
 
-    // The inputs of the block, and the LSTM's gates before their nonlinearities.
-    void prepare(int64_t at) {
-        start = at;
-        read(cell.theta, task, theta);
-        read(cell.grad, task, grad);
-        read(cell.f, task, f);
-        read(cell.i, task, i);
-        const T threshold = std::exp(-cell.scale), slope = std::exp(cell.scale);
+    // The LSTM's inputs and its gates before their nonlinearities.
+    void prepare(const T* grad) {
         for (int w = 0; w < BLOCK; w += LANES) {
             const V x = load(grad + w), size = x < 0 ? -x : x, scaled = x * slope;
             store(&in[w], log_of(size < threshold ? V{} + threshold : size) / cell.scale);
             store(&in[BLOCK + w], scaled > 1 ? V{} + 1 : scaled < -1 ? V{} - 1 : scaled);
         }
-        for (int q = 0; q < H; q++) {
-            read(cell.h, task * H + q, &in[(2 + q) * BLOCK]);
-            read(cell.c, task * H + q, &c[q * BLOCK]);
-        }
-        std::fill_n(&in[(2 + H) * BLOCK], BLOCK, T(1));
-        product(4 * H, depth, weight.data(), columns, in.data(), gate.data());
+        for (int q = 0; q < H; q++) in_rows[2 + q] = read(cell.state.h, task * H + q);
+        product(4 * H, depth, weight.data(), columns, in_rows.data(), gate_places.data());
     }
+
+    void go_to(int64_t at) {
+        start = at;
+        count = std::min<int64_t>(BLOCK, cell.n - start);
+        copied = 0;
+    }
+
+    const T threshold, slope;
 
   public:
     explicit CellBlock(const Cell<T>& cell)
-        : cell(cell), H(cell.hidden), depth(H + 3), columns(padded(depth)), wf(cell.gates), wi(cell.gates + H + 3),
-          weight(4 * H * columns), transposed(columns * 4 * H), in(columns * BLOCK), gate(4 * H * BLOCK), c(H * BLOCK),
-          d_weight(4 * H * columns * LANES), d_gates(2 * (H + 3) * LANES) {}
+        : cell(cell), weights(cell.weights), H(cell.hidden), depth(H + 3), columns(padded(depth)),
+          weight(4 * H * columns), transposed(columns * 4 * H), in(columns * BLOCK), gate(4 * H * BLOCK),
+          copies((2 * H + 24) * BLOCK), in_rows(columns), gate_rows(4 * H), gate_places(4 * H), out_rows(columns),
+          d_weight(4 * H * columns * LANES), d_gates(2 * (H + 3) * LANES), threshold(std::exp(-cell.scale)),
+          slope(std::exp(cell.scale)) {
+        for (int k = 0; k < columns; k++) in_rows[k] = &in[k * BLOCK];
+        for (int k = 0; k < 4 * H; k++) gate_rows[k] = gate_places[k] = &gate[k * BLOCK];
+        std::fill_n(&in[(2 + H) * BLOCK], BLOCK, T(1));
+    }
 
     void enter(int64_t which) {
         task = which;
+        const T x = cell.loss[task], size = std::abs(x);
+        const bool large = !(size < threshold);
+        loss[0] = large ? std::log(size) / cell.scale : T(-1);
+        loss[1] = large ? (x > 0 ? T(1) : T(-1)) : x * slope;
+        d_loss[0] = large ? 1 / (cell.scale * x) : T(0);
+        d_loss[1] = large ? T(0) : slope;
         for (int row = 0; row < 4 * H; row++) {
+            const T* from = weights.x + row * 4;
             T* to = &weight[row * columns];
-            std::copy_n(cell.weight + row * (H + 2), H + 2, to);
-            to[H + 2] = cell.bias[task * 4 * H + row];
+            std::copy_n(from, 2, to);
+            std::copy_n(weights.h + row * H, H, to + 2);
+            to[H + 2] = weights.bias[row] + from[2] * loss[0] + from[3] * loss[1];
             for (int k = 0; k < columns; k++) transposed[k * 4 * H + row] = to[k];
         }
     }
 
-    void forward(int64_t at, const Stepped<T>& out) {
-        prepare(at);
+    void forward(int64_t at, const State<T*>& out) {
+        go_to(at);
+        const T *wf = weights.f, *wi = weights.i;
+        const T *theta = read(cell.state.theta, task), *grad = read(cell.grad, task);
+        const T *f = read(cell.state.f, task), *i = read(cell.state.i, task);
+        prepare(grad);
         V new_f[WIDTH], new_i[WIDTH];
         for (int w = 0; w < WIDTH; w++) {
             const int j = w * LANES;
-            new_f[w] = wf[H] * load(theta + j) + wf[H + 1] * load(f + j) + wf[H + 2];
-            new_i[w] = wi[H] * load(theta + j) + wi[H + 1] * load(i + j) + wi[H + 2];
+            new_f[w] = wf[H] * load(theta + j) + wf[H + 1] * load(f + j) + *weights.bias_f;
+            new_i[w] = wi[H] * load(theta + j) + wi[H + 1] * load(i + j) + *weights.bias_i;
         }
-        for (int q = 0; q < H; q++)
-            for (int w = 0; w < WIDTH; w++) {
-                const int j = q * BLOCK + w * LANES;
+        for (int q = 0; q < H; q++) {
+            const T* c = read(cell.state.c, task * H + q);
+            T *out_c = place(out.c, task * H + q), *out_h = place(out.h, task * H + q);
+            const T *input_gate = gate_rows[q], *forget_gate = gate_rows[H + q], *cell_gate = gate_rows[2 * H + q];
+            const T* output_gate = gate_rows[3 * H + q];
+            for (int j = 0; j < BLOCK; j += LANES) {
                 // Three divisions for five nonlinearities: sigmoid(x) = 1 / (1 + e^-x), tanh(x) = (1 - e^-2x) / (1 + e^-2x).
-                const V input = 1 + bounded_exp(-load(&gate[j])), forget = 1 + bounded_exp(-load(&gate[j + H * BLOCK]));
-                const V e = bounded_exp(-2 * load(&gate[j + 2 * H * BLOCK])), both = input * (1 + e);
-                const V new_c = (load(&c[j]) * both + (1 - e) * forget) / (forget * both);
-                const V output = 1 + bounded_exp(-load(&gate[j + 3 * H * BLOCK])), e_c = bounded_exp(-2 * new_c);
+                const V input = 1 + bounded_exp(-load(input_gate + j)), forget = 1 + bounded_exp(-load(forget_gate + j));
+                const V e = bounded_exp(-2 * load(cell_gate + j)), both = input * (1 + e);
+                const V new_c = (load(c + j) * both + (1 - e) * forget) / (forget * both);
+                const V output = 1 + bounded_exp(-load(output_gate + j)), e_c = bounded_exp(-2 * new_c);
                 const V h = (1 - e_c) / ((1 + e_c) * output);
-                store(&c[j], new_c);
-                store(&in[j + 2 * BLOCK], h);
-                new_f[w] += wf[q] * h;
-                new_i[w] += wi[q] * h;
+                store(out_c + j, new_c);
+                store(out_h + j, h);
+                new_f[j / LANES] += wf[q] * h;
+                new_i[j / LANES] += wi[q] * h;
             }
+            finish(out.c, task * H + q, out_c);
+            finish(out.h, task * H + q, out_h);
+            if (count < BLOCK) copied -= 3;
+        }
+        T *out_theta = place(out.theta, task), *out_f = place(out.f, task), *out_i = place(out.i, task);
         for (int w = 0; w < WIDTH; w++) {
             const int j = w * LANES;
-            store(theta + j, sigmoid(new_f[w]) * load(theta + j) - sigmoid(new_i[w]) * load(grad + j));
-            store(f + j, new_f[w]);
-            store(i + j, new_i[w]);
+            store(out_theta + j, sigmoid(new_f[w]) * load(theta + j) - sigmoid(new_i[w]) * load(grad + j));
+            store(out_f + j, new_f[w]);
+            store(out_i + j, new_i[w]);
         }
-        write(out.theta, task, theta);
-        write(out.f, task, f);
-        write(out.i, task, i);
-        for (int q = 0; q < H; q++) {
-            write(out.h, task * H + q, &in[(2 + q) * BLOCK]);
-            write(out.c, task * H + q, &c[q * BLOCK]);
-        }
+        finish(out.theta, task, out_theta);
+        finish(out.f, task, out_f);
+        finish(out.i, task, out_i);
     }
 
-    void backward(int64_t at, const T* new_f, const T* new_i, const Cotangents<T>& given, const Gradients<T>& out) {
-        prepare(at);
-        T d_h[BLOCK], d_c[BLOCK], gate_f[BLOCK], gate_i[BLOCK], given_theta[BLOCK];
+    // `given` are the cotangents of what `forward` gave, new_f and new_i two of those.
+    void backward(int64_t at, const T* new_f, const T* new_i, const State<const T*>& given, const Gradients<T>& out) {
+        go_to(at);
+        const T *wf = weights.f, *wi = weights.i;
+        const T *theta = read(cell.state.theta, task), *grad = read(cell.grad, task);
+        const T *f = read(cell.state.f, task), *i = read(cell.state.i, task);
+        const T *gate_f = read(new_f, task), *gate_i = read(new_i, task);
+        const T *by_theta = read(given.theta, task), *by_f = read(given.f, task), *by_i = read(given.i, task);
+        T *out_theta = place(out.state.theta, task), *out_grad = place(out.grad, task);
+        T *out_f = place(out.state.f, task), *out_i = place(out.state.i, task);
+        prepare(grad);
         V d_f[WIDTH], d_i[WIDTH];
         T *sums_f = d_gates.data(), *sums_i = sums_f + (H + 3) * LANES;
-        read(given.theta, task, given_theta);
-        read(given.f, task, d_h);
-        read(given.i, task, d_c);
-        read(new_f, task, gate_f);
-        read(new_i, task, gate_i);
         for (int w = 0; w < WIDTH; w++) {
             const int j = w * LANES;
-            const V before = load(theta + j), x = load(grad + j), d_theta = load(given_theta + j);
+            const V before = load(theta + j), x = load(grad + j), d_theta = load(by_theta + j);
             const V sf = sigmoid(load(gate_f + j)), si = sigmoid(load(gate_i + j));
-            d_f[w] = load(d_h + j) + d_theta * before * sf * (1 - sf);
-            d_i[w] = load(d_c + j) - d_theta * x * si * (1 - si);
+            d_f[w] = load(by_f + j) + d_theta * before * sf * (1 - sf);
+            d_i[w] = load(by_i + j) - d_theta * x * si * (1 - si);
             add(sums_f + H * LANES, d_f[w] * before);
             add(sums_i + H * LANES, d_i[w] * before);
             add(sums_f + (H + 1) * LANES, d_f[w] * load(f + j));
             add(sums_i + (H + 1) * LANES, d_i[w] * load(i + j));
             add(sums_f + (H + 2) * LANES, d_f[w]);
             add(sums_i + (H + 2) * LANES, d_i[w]);
-            store(theta + j, d_theta * sf + d_f[w] * wf[H] + d_i[w] * wi[H]);
-            store(given_theta + j, -d_theta * si);  // the share of grad's gradient that is not by the preprocessing
-            store(f + j, d_f[w] * wf[H + 1]);
-            store(i + j, d_i[w] * wi[H + 1]);
+            store(out_theta + j, d_theta * sf + d_f[w] * wf[H] + d_i[w] * wi[H]);
+            store(out_grad + j, -d_theta * si);
+            store(out_f + j, d_f[w] * wf[H + 1]);
+            store(out_i + j, d_i[w] * wi[H + 1]);
         }
+        finish(out.state.theta, task, out_theta);
+        finish(out.state.f, task, out_f);
+        finish(out.state.i, task, out_i);
         for (int q = 0; q < H; q++) {
-            read(given.h, task * H + q, d_h);
-            read(given.c, task * H + q, d_c);
+            const T* c = read(cell.state.c, task * H + q);
+            const T *d_h = read(given.h, task * H + q), *d_c = read(given.c, task * H + q);
+            T* out_c = place(out.state.c, task * H + q);
+            T *input_gate = gate_places[q], *forget_gate = gate_places[H + q], *cell_gate = gate_places[2 * H + q];
+            T* output_gate = gate_places[3 * H + q];
             V sum_f = {}, sum_i = {};
             for (int w = 0; w < WIDTH; w++) {
-                const int j = q * BLOCK + w * LANES;
-                const V d_input = 1 + bounded_exp(-load(&gate[j])), d_forget = 1 + bounded_exp(-load(&gate[j + H * BLOCK]));
-                const V e = bounded_exp(-2 * load(&gate[j + 2 * H * BLOCK])), d_cell = 1 + e;
-                const V d_output = 1 + bounded_exp(-load(&gate[j + 3 * H * BLOCK]));
-                const V left = d_input * d_forget, right = d_cell * d_output, inverse = 1 / (left * right);
-                const V input = d_forget * right * inverse, forget = d_input * right * inverse;
-                const V cell_ = (1 - e) * left * d_output * inverse, output = left * d_cell * inverse;
-                const V before = load(&c[j]), e_c = bounded_exp(-2 * (forget * before + input * cell_));
+                const int j = w * LANES;
+                // Two divisions for all: of the product of four, and of the last tanh.
+                const V of_input = 1 + bounded_exp(-load(input_gate + j)), of_forget = 1 + bounded_exp(-load(forget_gate + j));
+                const V e = bounded_exp(-2 * load(cell_gate + j)), of_cell = 1 + e;
+                const V of_output = 1 + bounded_exp(-load(output_gate + j));
+                const V left = of_input * of_forget, right = of_cell * of_output, inverse = 1 / (left * right);
+                const V input = of_forget * right * inverse, forget = of_input * right * inverse;
+                const V value = (1 - e) * left * of_output * inverse, output = left * of_cell * inverse;
+                const V before = load(c + j), e_c = bounded_exp(-2 * (forget * before + input * value));
                 const V tanh_c = (1 - e_c) / (1 + e_c), h = output * tanh_c;
                 sum_f += d_f[w] * h;
                 sum_i += d_i[w] * h;
-                const V by_h = load(d_h + w * LANES) + d_f[w] * wf[q] + d_i[w] * wi[q];
-                const V by_c = load(d_c + w * LANES) + by_h * output * (1 - tanh_c * tanh_c);
-                store(&gate[j], by_c * cell_ * input * (1 - input));
-                store(&gate[j + H * BLOCK], by_c * before * forget * (1 - forget));
-                store(&gate[j + 2 * H * BLOCK], by_c * input * (1 - cell_ * cell_));
-                store(&gate[j + 3 * H * BLOCK], by_h * tanh_c * output * (1 - output));
-                store(&c[j], by_c * forget);
+                const V by_h = load(d_h + j) + d_f[w] * wf[q] + d_i[w] * wi[q];
+                const V by_c = load(d_c + j) + by_h * output * (1 - tanh_c * tanh_c);
+                store(input_gate + j, by_c * value * input * (1 - input));
+                store(forget_gate + j, by_c * before * forget * (1 - forget));
+                store(cell_gate + j, by_c * input * (1 - value * value));
+                store(output_gate + j, by_h * tanh_c * output * (1 - output));
+                store(out_c + j, by_c * forget);
             }
             add(sums_f + q * LANES, sum_f);
             add(sums_i + q * LANES, sum_i);
+            finish(out.state.c, task * H + q, out_c);
+            if (count < BLOCK) copied -= 4;
         }
-        outer(4 * H, columns, gate.data(), in.data(), d_weight.data());
-        product(columns, 4 * H, transposed.data(), 4 * H, gate.data(), in.data());
-        const T threshold = std::exp(-cell.scale), slope = std::exp(cell.scale);
-        for (int w = 0; w < BLOCK; w += LANES) {
-            const V x = load(grad + w), size = x < 0 ? -x : x;
-            const V by_log = size >= threshold ? load(&in[w]) / (cell.scale * x) : V{};
-            const V by_sign = size <= threshold ? load(&in[BLOCK + w]) * slope : V{};
-            store(given_theta + w, load(given_theta + w) + by_log + by_sign);
+        outer(4 * H, columns, gate_rows.data(), in_rows.data(), d_weight.data());
+        T *d_log = copy(), *d_sign = copy(), *unused = copy();
+        out_rows[0] = d_log;
+        out_rows[1] = d_sign;
+        for (int q = 0; q < H; q++) out_rows[2 + q] = place(out.state.h, task * H + q);
+        for (int k = H + 2; k < columns; k++) out_rows[k] = unused;
+        product(columns, 4 * H, transposed.data(), 4 * H, gate_rows.data(), out_rows.data());
+        for (int q = 0; q < H; q++) finish(out.state.h, task * H + q, out_rows[2 + q]);
+        for (int j = 0; j < BLOCK; j += LANES) {
+            const V x = load(grad + j), size = x < 0 ? -x : x;
+            const V by_log = size >= threshold ? load(d_log + j) / (cell.scale * x) : V{};
+            const V by_sign = size <= threshold ? load(d_sign + j) * slope : V{};
+            store(out_grad + j, load(out_grad + j) + by_log + by_sign);
         }
-        write(out.theta, task, theta);
-        write(out.grad, task, given_theta);
-        write(out.f, task, f);
-        write(out.i, task, i);
-        for (int q = 0; q < H; q++) {
-            write(out.h, task * H + q, &in[(2 + q) * BLOCK]);
-            write(out.c, task * H + q, &c[q * BLOCK]);
-        }
+        finish(out.grad, task, out_grad);
     }
 
-    // Add the sums since `enter` to the gradients.
+    // Add the sums since `enter` to the gradients of weights and loss.
     void leave(const Gradients<T>& out) {
+        auto sum_of = [this](int row, int k) { return sum(load(&d_weight[(row * columns + k) * LANES])); };
         for (int row = 0; row < 4 * H; row++) {
-            for (int k = 0; k < H + 2; k++) out.weight[row * (H + 2) + k] += sum(load(&d_weight[(row * columns + k) * LANES]));
-            out.bias[task * 4 * H + row] += sum(load(&d_weight[(row * columns + H + 2) * LANES]));
+            const T bias = sum_of(row, H + 2), *x = weights.x + row * 4;
+            for (int k = 0; k < 2; k++) {
+                out.weights.x[row * 4 + k] += sum_of(row, k);
+                out.weights.x[row * 4 + 2 + k] += bias * loss[k];
+                out.loss[task] += bias * x[2 + k] * d_loss[k];
+            }
+            for (int q = 0; q < H; q++) out.weights.h[row * H + q] += sum_of(row, 2 + q);
+            out.weights.bias[row] += bias;
         }
-        for (int k = 0; k < 2 * (H + 3); k++) out.gates[k] += sum(load(&d_gates[k * LANES]));
+        auto gate_sum = [this](int k) { return sum(load(&d_gates[k * LANES])); };
+        for (int k = 0; k < H + 2; k++) {
+            out.weights.f[k] += gate_sum(k);
+            out.weights.i[k] += gate_sum(H + 3 + k);
+        }
+        *out.weights.bias_f += gate_sum(H + 2);
+        *out.weights.bias_i += gate_sum(2 * H + 5);
         std::fill(d_weight.begin(), d_weight.end(), T(0));
         std::fill(d_gates.begin(), d_gates.end(), T(0));
     }
 };
 
-template <class T> void cell_forward(const Cell<T>& cell, const Stepped<T>& out, int threads) {
+template <class T> void cell_forward(const Cell<T>& cell, const State<T*>& out, int threads) {
     const int64_t blocks = (cell.n + BLOCK - 1) / BLOCK, all = cell.tasks * blocks;
     #pragma omp parallel num_threads(threads)
     {
@@ -384,19 +450,24 @@ template <class T> void cell_forward(const Cell<T>& cell, const Stepped<T>& out,
 
 template <class T>
 void cell_backward(
-    const Cell<T>& cell, const T* new_f, const T* new_i, const Cotangents<T>& given, const Gradients<T>& out, int threads
+    const Cell<T>& cell, const T* new_f, const T* new_i, const State<const T*>& given, const Gradients<T>& out, int threads
 ) {
     const int64_t blocks = (cell.n + BLOCK - 1) / BLOCK, all = cell.tasks * blocks;
-    const int64_t n_weight = 4 * cell.hidden * (cell.hidden + 2), n_bias = cell.tasks * 4 * cell.hidden;
-    const int64_t n_gates = 2 * (cell.hidden + 3), n_sums = n_weight + n_bias + n_gates;
-    std::vector<T> sums(threads * n_sums);  // of each thread, added in their order, so that it comes out the same
+    const int H = cell.hidden;
+    // Of weights and losses each thread has sums of its own, added in the threads' order, so that they come out the same.
+    T* const places[] = {out.weights.x, out.weights.h, out.weights.bias, out.weights.f, out.weights.i,
+                         out.weights.bias_f, out.weights.bias_i, out.loss};
+    const int64_t sizes[] = {16 * H, 4 * H * H, 4 * H, H + 2, H + 2, 1, 1, cell.tasks};
+    int64_t size = 0;
+    for (int64_t each : sizes) size += each;
+    std::vector<T> sums(threads * size);
     #pragma omp parallel num_threads(threads)
     {
         CellBlock<T> worker(cell);
-        Gradients<T> mine = out;
-        mine.weight = &sums[omp_get_thread_num() * n_sums];
-        mine.bias = mine.weight + n_weight;
-        mine.gates = mine.bias + n_bias;
+        T *parts[8], *next = &sums[omp_get_thread_num() * size];
+        for (int k = 0; k < 8; next += sizes[k++]) parts[k] = next;
+        const Gradients<T> mine{
+            {parts[0], parts[1], parts[2], parts[3], parts[4], parts[5], parts[6]}, out.grad, parts[7], out.state};
         int64_t task = -1;
         #pragma omp for schedule(static)
         for (int64_t number = 0; number < all; number++) {
@@ -408,15 +479,12 @@ void cell_backward(
         }
         if (task >= 0) worker.leave(mine);
     }
-    std::fill_n(out.weight, n_weight, T(0));
-    std::fill_n(out.bias, n_bias, T(0));
-    std::fill_n(out.gates, n_gates, T(0));
-    for (int thread = 0; thread < threads; thread++) {
-        const T* part = &sums[thread * n_sums];
-        for (int64_t k = 0; k < n_weight; k++) out.weight[k] += part[k];
-        for (int64_t k = 0; k < n_bias; k++) out.bias[k] += part[n_weight + k];
-        for (int64_t k = 0; k < n_gates; k++) out.gates[k] += part[n_weight + n_bias + k];
-    }
+    const T* next = sums.data();
+    for (int k = 0; k < 8; next += sizes[k++])
+        for (int64_t j = 0; j < sizes[k]; j++) {
+            places[k][j] = 0;
+            for (int thread = 0; thread < threads; thread++) places[k][j] += next[thread * size + j];
+        }
 }
 
 // Batch normalisation, 2x2 max-pool, ReLU. ----------------------------------------------------------------------------
@@ -663,7 +731,14 @@ struct Arrays {
 };
 
 template <class T> Cell<T> cell_of(const int64_t* sizes, double scale, Arrays& from) {
-    return {sizes[0], sizes[1], int(sizes[2]), T(scale), from, from, from, from, from, from, from, from, from};
+    return {sizes[0],
+            sizes[1],
+            int(sizes[2]),
+            T(scale),
+            {from, from, from, from, from, from, from},
+            from,
+            from,
+            {from, from, from, from, from}};
 }
 
 template <class S> Images<S> images_of(const int64_t* sizes, Arrays& from) {
@@ -690,7 +765,7 @@ void metalstm_cell_forward(int bytes, const int64_t* sizes, double scale, void**
         using T = decltype(zero);
         Arrays from{arrays};
         const Cell<T> cell = cell_of<T>(sizes, scale, from);
-        cell_forward(cell, Stepped<T>{from, from, from, from, from}, threads);
+        cell_forward(cell, State<T*>{from, from, from, from, from}, threads);
     });
 }
 
@@ -701,8 +776,10 @@ void metalstm_cell_backward(int bytes, const int64_t* sizes, double scale, void*
         const Cell<T> cell = cell_of<T>(sizes, scale, from);
         const T* new_f = from;
         const T* new_i = from;
-        const Cotangents<T> given{from, from, from, from, from};
-        cell_backward(cell, new_f, new_i, given, Gradients<T>{from, from, from, from, from, from, from, from, from}, threads);
+        const State<const T*> given{from, from, from, from, from};
+        const Gradients<T> out{
+            {from, from, from, from, from, from, from}, from, from, {from, from, from, from, from}};
+        cell_backward(cell, new_f, new_i, given, out, threads);
     });
 }
 

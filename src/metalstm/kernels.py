@@ -117,32 +117,21 @@ def _real(*tensors: Tensor) -> bool:
 # The meta-learner's cell ----------------------------------------------------------------------------------------------
 
 
-def can_step(theta: Tensor, *others: Tensor) -> bool:
-    """Whether `step` takes these tensors."""
-    return theta.dtype in _NUMBERS and _real(theta, *others) and library() is not None
+def can_step(theta: Tensor, weight: Tensor) -> bool:
+    """Whether `step` takes numbers like these."""
+    return theta.dtype in _NUMBERS and _real(theta, weight) and library() is not None
 
 
-def step(
-    scale: float,
-    weight: Float[Tensor, "rows inputs"],
-    bias: Float[Tensor, "*tasks rows"],
-    gates: Float[Tensor, "2 terms"],
-    theta: Float[Tensor, "*tasks n_params"],
-    grad: Float[Tensor, "*tasks n_params"],
-    h: Float[Tensor, "*tasks hidden n_params"],
-    c: Float[Tensor, "*tasks hidden n_params"],
-    f: Float[Tensor, "*tasks n_params"],
-    i: Float[Tensor, "*tasks n_params"],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `meta_lstm._step` does, on CPU, differentiable once in everything but `scale`."""
-    return _Step.apply(scale, weight, bias, gates, theta, grad, h, c, f, i)  # pyright: ignore[reportReturnType]
+def step(scale: float, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `meta_lstm._step` does with the same arguments; differentiable once in all but `scale`."""
+    return _Step.apply(scale, *inputs)  # pyright: ignore[reportReturnType]
 
 
 class _Step(Function):
     @staticmethod
     def forward(ctx: Any, scale: float, *inputs: Tensor) -> tuple[Tensor, ...]:
         inputs = tuple(tensor.contiguous() for tensor in inputs)
-        _, _, _, theta, _, h, c, f, i = inputs
+        theta, h, c, f, i = inputs[9:]
         outputs = tuple(torch.empty_like(tensor) for tensor in (theta, h, c, f, i))
         ctx.scale, ctx.sizes = scale, (theta.numel() // theta.shape[-1], theta.shape[-1], h.shape[-2])
         _call("cell_forward", theta, ctx.sizes, *inputs, *outputs, extra=[ctypes.c_double(scale)])
@@ -154,8 +143,8 @@ class _Step(Function):
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         saved = ctx.saved_tensors
         given = tuple(tensor.contiguous() for tensor in given)
-        outputs = tuple(torch.empty_like(tensor) for tensor in saved[:9])
-        _call("cell_backward", saved[3], ctx.sizes, *saved, *given, *outputs, extra=[ctypes.c_double(ctx.scale)])
+        outputs = tuple(torch.empty_like(tensor) for tensor in saved[:14])
+        _call("cell_backward", saved[9], ctx.sizes, *saved, *given, *outputs, extra=[ctypes.c_double(ctx.scale)])
         return None, *outputs
 
 
@@ -184,7 +173,9 @@ def block_forward(
     """Normalise, pool, rectify; `moments` (2, channels), mean and biased variance, are read if `given`, else written."""
     n, channels, height, width = x.shape
     y = x.new_empty(n, height // 2, width // 2, channels).permute(0, 3, 1, 2)
-    block = Block(x, gamma, moments[0], torch.empty_like(gamma), torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8))
+    block = Block(
+        x, gamma, moments[0], torch.empty_like(gamma), torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
+    )
     extra = [int(given), ctypes.c_double(eps)]
     _call("block_forward", x, (n, height, width, channels), *block, beta, y, moments[1], extra=extra)
     return y, block

@@ -169,9 +169,7 @@ class Conv4(nn.Module):
         return x.flatten(1).to(theta.dtype), torch.cat(used)
 
 
-def _block(
-    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _block(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Batch normalisation by given moments or those of `x`, 2x2 max-pool, ReLU; the arithmetic is gamma's."""
     dtype, x = x.dtype, x.to(gamma.dtype)
     if moments is None:

@@ -90,45 +90,53 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         References:
             Ravi & Larochelle 2017, section 3.1, equations for i_t and f_t.
         """
-        loss_x = torch.stack(preprocess(loss), -1)  # the same for every coordinate: a part of the bias
-        weight = torch.cat([self.weight_x[:, :2], self.weight_h], 1)
-        bias = self.bias + loss_x @ self.weight_x[:, 2:].T
-        gates = torch.stack(
-            [torch.cat([self.weight_f, self.bias_f[None]]), torch.cat([self.weight_i, self.bias_i[None]])]
+        weights = (
+            self.weight_x,
+            self.weight_h,
+            self.bias,
+            self.weight_f,
+            self.weight_i,
+            self.bias_f,
+            self.bias_i,
         )
-        if kernels.can_step(theta, weight):
+        if kernels.can_step(theta, self.bias):
             step = kernels.step
         else:  # a compilation pays in training only
             step = _compiled_step() if theta.is_cuda and torch.is_grad_enabled() else _step
-        theta, *new_state = step(P, weight, bias, gates, theta, grad, *state)
+        theta, *new_state = step(P, *weights, grad, loss, theta, *state)
         return theta, MetaLSTMState(*new_state)
 
 
 def _step(
-    scale: float,
-    weight: Tensor,
+    p: float,
+    weight_x: Tensor,
+    weight_h: Tensor,
     bias: Tensor,
-    gates: Tensor,
-    theta: Tensor,
+    weight_f: Tensor,
+    weight_i: Tensor,
+    bias_f: Tensor,
+    bias_i: Tensor,
     grad: Tensor,
+    loss: Tensor,
+    theta: Tensor,
     h: Tensor,
     c: Tensor,
     f: Tensor,
     i: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The LSTM on the preprocessed gradient, the gates, and theta's update: the new theta, h, c, f, i.
+    """The LSTM on preprocessed gradient and loss, the gates, and theta's update: the new theta, h, c, f, i.
 
-    `weight` (4 hidden, 2 + hidden) is for the preprocessed gradient, whose p is `scale`, and h; `bias` (*tasks,
-    4 hidden) has the loss's share in it; `gates` (2, hidden + 3) are f and i: the weights of h, theta and the previous
-    gate, then the bias. h and c are (*tasks, hidden, n_params), all else (*tasks, n_params).
+    Shapes as in `MetaLSTM.update`; `p` is that of the preprocessing.
     """
-    x = torch.cat([torch.stack(preprocess(grad, scale), -2), h], -2)
-    input_, forget, cell, output = (weight @ x + bias[..., None]).chunk(4, -2)
+    # The loss is the same for every coordinate: a part of the bias.
+    bias = bias + torch.stack(preprocess(loss, p), -1) @ weight_x[:, 2:].T
+    x = torch.cat([torch.stack(preprocess(grad, p), -2), h], -2)
+    gates = torch.cat([weight_x[:, :2], weight_h], 1) @ x + bias[..., None]
+    input_, forget, cell, output = gates.chunk(4, -2)
     c = forget.sigmoid() * c + input_.sigmoid() * cell.tanh()
     h = output.sigmoid() * c.tanh()
-    terms = gates[:, :-3] @ h + gates[:, -3:-2] * theta[..., None, :] + gates[:, -1:]
-    f = terms[..., 0, :] + gates[0, -2] * f
-    i = terms[..., 1, :] + gates[1, -2] * i
+    f = weight_f[:-2] @ h + weight_f[-2] * theta + weight_f[-1] * f + bias_f
+    i = weight_i[:-2] @ h + weight_i[-2] * theta + weight_i[-1] * i + bias_i
     return f.sigmoid() * theta - i.sigmoid() * grad, h, c, f, i
 
 
