@@ -16,7 +16,7 @@ from metalstm import kernels
 
 
 class Shape(NamedTuple):
-    """What theta is for: a convolution (filters, 3, 3, in), its bias if there is one, gamma and beta; block by block."""
+    """What theta is for, block by block: a convolution (filters, 3, 3, in), its bias if there is one, gamma, beta."""
 
     n_blocks: int
     channels: int  # of the images
@@ -72,11 +72,11 @@ class _FeaturesBackward(Function):
 
     @staticmethod
     def forward(ctx: Any, d_y: Tensor, d_moments: Tensor, theta: Tensor, *saved: Any) -> Tensor:
-        *saved, shape = saved
+        *kept, shape = saved
         d_moments = d_moments.contiguous()
-        d_theta, flown = _backward(shape, theta, saved, d_y, d_moments, given=False)
+        d_theta, flown = _backward(shape, theta, kept, d_y, d_moments, given=False)
         ctx.shape = shape
-        ctx.save_for_backward(d_moments, theta, *saved, *flown)
+        ctx.save_for_backward(d_moments, theta, *kept, *flown)
         return d_theta
 
     @staticmethod
@@ -104,7 +104,7 @@ class _GivenFeatures(Function):
         return d_theta, d_moments, None, None
 
 
-# Passes over all blocks. A block takes x, convolves it to z, and makes y of that, which is the next block's x. -----------
+# Passes over all blocks. A block convolves x to z and makes y of that, which is the next block's x. -------------------
 
 
 def _forward(shape: Shape, theta: Tensor, x: Tensor, moments: Tensor, given: bool) -> tuple[Tensor, list[Tensor]]:

@@ -262,7 +262,7 @@ class Evaluate:
             )
         n_way = config.n_way if self.n_way is None else self.n_way
         n_shot = config.n_shot if self.n_shot is None else self.n_shot
-        sampler = EpisodeSampler(meta_sets.splits[self.split], n_way, n_shot, self.n_query, self.common.seed)
+        sampler = EpisodeSampler(meta_sets.splits[self.split], n_way, n_shot, self.n_query, self.common.seed, device)
         query_norm, precision = None, config.settings.precision
         if isinstance(method, GradientMethod):
             method.theta_0(n_way)  # may refuse this number of classes
@@ -271,7 +271,7 @@ class Evaluate:
             method.learner.bf16 = precision == "bf16"
         _allow_tf32(precision)
         start = time.perf_counter()
-        accuracy = evaluate(method.to(device), sampler, self.episodes, device, f"evaluating on {self.split}")
+        accuracy = evaluate(method.to(device), sampler, self.episodes, f"evaluating on {self.split}")
         if distributed.rank() > 0:
             return
         result = {

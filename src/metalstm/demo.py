@@ -4,7 +4,6 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -50,30 +49,26 @@ def demo(out: Path, episodes: int, seed: int, device: str) -> None:
     assert isinstance(method, GradientMethod)
     method = method.to(device)
 
-    def sampler(split: str) -> EpisodeSampler:
-        return EpisodeSampler(meta_sets.splits[split], N_WAY, N_SHOT, seed=seed)
+    def sampler(split: str, device: str = device) -> EpisodeSampler:
+        return EpisodeSampler(meta_sets.splits[split], N_WAY, N_SHOT, seed=seed, device=device)
 
-    rate, descent = best_descent(method, sampler("meta-val"), device)
+    rate, descent = best_descent(method, sampler("meta-val"))
     rivals = {
         "nearest neighbour in pixels": PixelNearestNeighbor(),
         f"gradient descent from the Meta-LSTM's theta_0, best rate {rate:g}": descent,
         "Meta-LSTM": method,
     }
-    results = {
-        name: evaluate(rival, sampler("meta-test"), TEST_EPISODES, device, name) for name, rival in rivals.items()
-    }
+    results = {name: evaluate(rival, sampler("meta-test"), TEST_EPISODES, name) for name, rival in rivals.items()}
     rows = [("chance", f"{100 / N_WAY:.2f} %"), *((name, str(accuracy)) for name, accuracy in results.items())]
     table = Table("method", "accuracy", title=f"Unseen scripts, {N_WAY}-way {N_SHOT}-shot, {TEST_EPISODES} episodes")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
-    _write_report(out, method, sampler("meta-test"), rows, results, device)
+    _write_report(out, method.cpu(), sampler("meta-test", "cpu"), rows, results)
     console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
 
 
-def best_descent(
-    method: GradientMethod, val_sampler: EpisodeSampler, device: torch.device | str
-) -> tuple[float, GradientMethod]:
+def best_descent(method: GradientMethod, val_sampler: EpisodeSampler) -> tuple[float, GradientMethod]:
     """Plain gradient descent from the method's own theta_0, with the rate that is best on meta-val.
 
     It tells the learned start and the learned optimiser apart.
@@ -82,7 +77,7 @@ def best_descent(
     for rate in RATES:
         rival = copy.deepcopy(method)
         rival.optimizer = SGD(rate)
-        accuracy = evaluate(rival, val_sampler, TUNING_EPISODES, device, f"gradient descent, rate {rate:g}")
+        accuracy = evaluate(rival, val_sampler, TUNING_EPISODES, f"gradient descent, rate {rate:g}")
         tuned[rate] = accuracy, rival
     rate = max(tuned, key=lambda rate: tuned[rate][0].mean)
     return rate, tuned[rate][1]
@@ -94,10 +89,9 @@ def _write_report(
     sampler: EpisodeSampler,
     rows: list[tuple[str, str]],
     results: dict[str, Accuracy],
-    device: str,
 ) -> None:
     curve = report.learning_curve(out / "metrics.jsonl")
-    gates = report.gates(method, sampler.batch(range(50)).to(device))
+    gates = report.gates(method, sampler.batch(range(50)))
     report.save(curve, out / "curve.png")
     report.save(gates, out / "gates.png")
     page = report.page(

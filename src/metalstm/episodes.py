@@ -1,6 +1,6 @@
 """Episodes: small data sets, each a support set to learn from and a query set to be tested on."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,10 +19,6 @@ class Support:
     y: Int[Tensor, "*tasks n_support"]  # 0 .. n_way - 1
     n_way: int
 
-    def to(self, device: torch.device | str) -> "Support":
-        """A copy on another device."""
-        return replace(self, x=self.x.to(device), y=self.y.to(device))
-
 
 @dataclass(frozen=True)
 class Query:
@@ -31,10 +27,6 @@ class Query:
     x: Float[Tensor, "*tasks n_query channels height width"]
     y: Int[Tensor, "*tasks n_query"]
 
-    def to(self, device: torch.device | str) -> "Query":
-        """A copy on another device."""
-        return replace(self, x=self.x.to(device), y=self.y.to(device))
-
 
 @dataclass(frozen=True)
 class Episode:
@@ -42,10 +34,6 @@ class Episode:
 
     support: Support
     query: Query
-
-    def to(self, device: torch.device | str) -> "Episode":
-        """A copy on another device."""
-        return Episode(self.support.to(device), self.query.to(device))
 
 
 class EpisodeSampler:

@@ -1,6 +1,6 @@
 """The protocol: accuracy over many episodes, with its 95 % confidence interval."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -10,6 +10,8 @@ from metalstm import distributed
 from metalstm.console import track
 from metalstm.episodes import EpisodeSampler
 from metalstm.methods import Method
+
+TOGETHER = 25  # episodes at a time, off the CPU
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,6 @@ def evaluate(
     method: Method,
     sampler: EpisodeSampler,
     episodes: int,
-    device: torch.device | str = "cpu",
     description: str | None = None,
 ) -> Accuracy:
     """Adapt to each of the sampler's first `episodes` episodes and classify its queries.
@@ -47,19 +48,21 @@ def evaluate(
 
     Args:
         method: What adapts; left as it is.
-        sampler: Where episodes come from; the same seed gives the same ones to every method.
+        sampler: Where episodes come from, on the method's device; the same seed gives the same ones to every method.
         episodes: How many; 600 in the paper.
-        device: Where the method lies.
         description: What a progress bar says; none is shown without it.
     """
     mine = distributed.share(range(episodes))
-    numbers: Iterable[int] = track(mine, description) if description else mine
-    accuracies = torch.zeros(episodes, dtype=torch.float64, device=device)
+    together = 1 if sampler.device.type == "cpu" else TOGETHER
+    batches: Sequence[range] = [mine[start : start + together] for start in range(0, len(mine), together)]
+    accuracies = torch.zeros(episodes, dtype=torch.float64, device=sampler.device)
     was_training = method.training
     method.eval()
-    for number in numbers:
-        episode = sampler[number].to(device)
+    for numbers in track(batches, description) if description else batches:
+        episode = sampler.batch(numbers)
         logits = method.logits(method.adapt(episode.support), episode.query.x)
-        accuracies[number] = (logits.argmax(-1) == episode.query.y).double().mean()
+        accuracies[numbers.start : numbers.stop : numbers.step] = (
+            (logits.argmax(-1) == episode.query.y).double().mean(-1)
+        )
     method.train(was_training)
     return Accuracy((100 * distributed.total(accuracies)).tolist())

@@ -170,7 +170,7 @@ def can_block(x: Tensor, theta: Tensor, channels: int) -> bool:
 def block_forward(
     x: Tensor, gamma: Tensor, beta: Tensor, moments: Tensor, eps: float, given: bool
 ) -> tuple[Tensor, Block]:
-    """Normalise, pool, rectify; `moments` (2, channels), mean and biased variance, are read if `given`, else written."""
+    """Normalise, pool, rectify; `moments` (2, channels), mean and biased variance, are read if `given`, or written."""
     n, channels, height, width = x.shape
     y = x.new_empty(n, height // 2, width // 2, channels).permute(0, 3, 1, 2)
     block = Block(

@@ -58,10 +58,9 @@ def train(
         parameters[settings.optimizer_lr if name.startswith("optimizer.") else settings.lr].append(parameter)
     optimizer = torch.optim.Adam({"params": group, "lr": lr, "initial_lr": lr} for lr, group in parameters.items())
     images = meta_sets.splits["meta-train"]
-    sampler = EpisodeSampler(
-        images.rotated() if settings.rotations else images, config.n_way, config.n_shot, config.n_query, config.seed
-    )
-    val_sampler = EpisodeSampler(meta_sets.splits["meta-val"], config.n_way, config.n_shot, config.n_query, config.seed)
+    task = config.n_way, config.n_shot, config.n_query, config.seed, device
+    sampler = EpisodeSampler(images.rotated() if settings.rotations else images, *task)
+    val_sampler = EpisodeSampler(meta_sets.splits["meta-val"], *task)
     at: dict[str, Any] = {"episode": 0, "seconds": 0.0, "best": -1.0, "best_episode": 0, "since_best": 0}
     path = out / "last.safetensors"
     state = None
@@ -93,7 +92,7 @@ def train(
             tensors = {key: tensor for key, tensor in tensors.items() if key.startswith("method.")}
         checkpoint.save(out / name, tensors, meta)
 
-    model = distributed.wrap(method, sampler[0].to(device))
+    model = distributed.wrap(method, sampler[0])
     started = time.monotonic() - at["seconds"]
     losses: list[torch.Tensor] = []
     accuracies: list[torch.Tensor] = []
@@ -109,7 +108,7 @@ def train(
                 )
             mine = distributed.share(numbers)
             weight = len(mine) / len(numbers)
-            loss, accuracy = model(sampler.batch(mine).to(device))
+            loss, accuracy = model(sampler.batch(mine))
             optimizer.zero_grad()
             (loss * (weight * distributed.world_size())).backward()  # the gradient is the mean over the processes
             norm = torch.nn.utils.clip_grad_norm_(method.parameters(), settings.clip)
@@ -141,7 +140,7 @@ def train(
                     )
                 if validate:
                     bar.update(task, status="validating")
-                    val = evaluate(method, val_sampler, settings.val_episodes, device).mean
+                    val = evaluate(method, val_sampler, settings.val_episodes).mean
                     (at["seconds"],) = distributed.highest(time.monotonic() - started)
                     line |= {"meta_val": val}
                     if val > at["best"]:
