@@ -358,11 +358,39 @@ def test_broken_compiler(tmp_path: Path):
     compiler.write_text("#!/bin/sh\necho 'no such header' >&2\nexit 1\n")
     compiler.chmod(0o755)
     output = try_build(tmp_path, CXX=str(compiler))
-    assert (
-        "broken cannot compile the kernels: training runs in plain PyTorch, which is slower\nno such header" in output
-    )
+    assert f"which is slower; {compiler} cannot compile them: no such header" in output
     assert output.splitlines()[-1] == "False False False"
     assert not list((tmp_path / "kernels").iterdir())
+
+
+def test_unwritable_cache(tmp_path: Path):
+    (tmp_path / "kernels").write_text("in the way")
+    output = try_build(tmp_path).splitlines()
+    assert "training runs in plain PyTorch, which is slower; they cannot be kept in" in output[1]
+    assert output[2:] == ["False False False"]
+
+
+def test_damaged_build_is_made_anew(compiled_kernels: None, tmp_path: Path):
+    try_build(tmp_path)
+    (made,) = (tmp_path / "kernels").iterdir()
+    made.write_bytes(b"no library")
+    assert try_build(tmp_path).splitlines()[-1] == "False True True"
+
+
+def test_what_kernels_cannot_do_is_left_to_pytorch(compiled_kernels: None):
+    learner = learners.Conv4((1, 16, 16), filters=16)
+    theta = learner.init(2, torch.Generator().manual_seed(0))
+    x = torch.rand(4, 1, 16, 16, requires_grad=True)
+    assert torch.autograd.grad(learner(theta, x)[0].sum(), x)[0].abs().sum() > 0
+    x = x.detach()
+    (grad,) = torch.autograd.grad(learner(theta.requires_grad_(), x)[0].square().sum(), theta)
+    transformed = torch.func.grad(lambda t: learner(t, x)[0].square().sum())(theta.detach())
+    close([transformed], [grad], 1e-3)
+    half = learners.Conv4((1, 16, 16), filters=16, bf16=True)
+    with torch.no_grad():
+        close([half(theta.double(), x)[0].float()], [half(theta, x)[0]], 0.05)
+    with pytest.raises(RuntimeError):  # of another type than the weights: PyTorch's own complaint
+        meta_lstm.MetaLSTM(3).double().update(theta, theta, theta.sum(), meta_lstm.MetaLSTM(3).init(theta))
 
 
 def test_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch):

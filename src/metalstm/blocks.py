@@ -45,7 +45,7 @@ def features(
 ) -> tuple[Float[Tensor, "n filters small_height small_width"], Float[Tensor, " n_moments"]]:
     """What the last block gives, and the moments of the images, if none were given.
 
-    Differentiable in theta and in moments that are given; in theta twice where none are.
+    Differentiable in theta and in moments that are given, and in theta twice where none are; not in x.
     """
     theta, x = theta.contiguous(), x.to(shape.dtype, memory_format=torch.channels_last)
     if moments is None:
@@ -126,10 +126,10 @@ def _backward(
     d_theta = torch.empty_like(theta)
     parts, d_parts, pairs = shape.parts(theta), shape.parts(d_theta), d_moments.view(shape.n_blocks, 2, -1)
     flown = []
+    d_y = d_y.contiguous(memory_format=torch.channels_last)
     for k in reversed(range(shape.n_blocks)):
         (x, block), (weight, _, _, _) = _block(parts, saved, k), parts[k]
         d_weight, d_bias, d_gamma, d_beta = d_parts[k]
-        d_y = d_y.contiguous(memory_format=torch.channels_last)
         d_z = kernels.block_backward(block, d_y, d_gamma, d_beta, pairs[k], given)
         flown = [d_y, d_z, *flown]
         d_y = _convolve_backward(d_z, x, weight, k > 0, d_weight, d_bias)
@@ -191,7 +191,8 @@ def _block(parts: list[Any], saved: list[Tensor], k: int) -> tuple[Tensor, kerne
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+    z = torch.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
+    return z.contiguous(memory_format=torch.channels_last)
 
 
 def _convolve_backward(
@@ -207,4 +208,4 @@ def _convolve_backward(
         d_weight.copy_(by_weight)
     if d_bias is not None:
         d_bias.copy_(by_bias)
-    return d_x
+    return d_x.contiguous(memory_format=torch.channels_last) if need_x else None

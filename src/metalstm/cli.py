@@ -173,8 +173,10 @@ class Train:
 
         with distributed.together():
             meta_sets = datasets.load(self.data, self.common.data_root, self.image_size)
-        if device == "cpu":
-            kernels.build()
+            if device.startswith("cpu") and os.environ.get("LOCAL_RANK", "0") == "0":
+                kernels.build()
+        if device.startswith("cpu"):
+            kernels.build()  # the other processes of a machine find it
         _allow_tf32(self.settings.precision)
         config = recipes.RunConfig(
             method=self.method,
@@ -381,7 +383,7 @@ def _log_to_stderr() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("metalstm")
     logger.setLevel(logging.INFO if not _rank() else logging.ERROR)  # of several processes one tells
-    logger.addHandler(handler)
+    logger.handlers = [handler]
 
 
 def _rank() -> int | None:

@@ -70,8 +70,8 @@ template <class V> inline auto sum(V v) {
     return total;
 }
 
-// e^x for |x| <= LIMIT, and the bound itself beyond; NaN stays NaN. sigmoid(LIMIT) is 1 to the last bit, and a product
-// of four (1 + e^LIMIT) is finite.
+// e^x for |x| <= LIMIT, and that of the bound beyond; NaN stays NaN. sigmoid(LIMIT) is 1 to the last bit, a product of
+// four (1 + e^LIMIT) is finite, and no sigmoid is less than e^-LIMIT.
 constexpr float LIMIT_FLOAT = 20;
 constexpr double LIMIT_DOUBLE = 45;
 
@@ -436,6 +436,7 @@ template <class T> class CellBlock {
 
 template <class T> void cell_forward(const Cell<T>& cell, const State<T*>& out, int threads) {
     const int64_t blocks = (cell.n + BLOCK - 1) / BLOCK, all = cell.tasks * blocks;
+    threads = int(std::min<int64_t>(threads, all));
     #pragma omp parallel num_threads(threads)
     {
         CellBlock<T> worker(cell);
@@ -454,6 +455,7 @@ void cell_backward(
 ) {
     const int64_t blocks = (cell.n + BLOCK - 1) / BLOCK, all = cell.tasks * blocks;
     const int H = cell.hidden;
+    threads = int(std::min<int64_t>(threads, all));
     // Of weights and losses each thread has sums of its own, added in the threads' order, so that they come out the same.
     T* const places[] = {out.weights.x, out.weights.h, out.weights.bias, out.weights.f, out.weights.i,
                          out.weights.bias_f, out.weights.bias_i, out.loss};

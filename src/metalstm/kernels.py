@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,9 +24,17 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+    "-fPIC",
+    "-shared",
+)
 _LANES = 16  # channels come in vectors of so many
-_NUMBERS = (torch.float32, torch.float64)
 _log = logging.getLogger(__name__)
 
 
@@ -39,14 +48,18 @@ def build() -> bool:
     """
     if library() is None and _compile(_path()):
         library.cache_clear()
+        if library() is None:
+            _log.info("the kernels were compiled into %s, but do not load: training runs in plain PyTorch", _path())
     return library() is not None
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, if there is a build for this machine."""
-    path = _path()
-    return ctypes.CDLL(str(path)) if path.exists() else None
+    try:
+        return ctypes.CDLL(str(_path()))
+    except OSError:  # none, or none that loads here: `build` makes it anew
+        return None
 
 
 def keep_memory() -> None:
@@ -66,8 +79,8 @@ def keep_memory() -> None:
 def _path() -> Path:
     """Where the build for this source and this kind of CPU lies."""
     cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else [platform.processor()]
-    kind = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    kind = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
     key = hashlib.sha256(_source().read_bytes() + repr((_FLAGS, platform.machine(), kind)).encode()).hexdigest()[:16]
     root = Path(os.environ.get("METALSTM_CACHE") or user_cache_path("metalstm", appauthor=False))
     return root / "kernels" / f"{platform.system().lower()}-{key}.so"
@@ -85,18 +98,25 @@ def _compile(path: Path) -> bool:
         _log.info("no C++ compiler (c++, g++, clang++) is here: training runs in plain PyTorch, which is slower")
         return False
     _log.info("compiling kernels for this machine; once, some seconds")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
-        for threads in (["-fopenmp"], []):  # a compiler without OpenMP gives kernels of one thread
-            command = [compiler, *_FLAGS, *threads, str(_source()), "-o", str(made)]
-            result = subprocess.run(command, capture_output=True, text=True)
-            if result.returncode == 0:
-                os.replace(made, path)
-                return True
-    _log.info(
-        "%s cannot compile the kernels: training runs in plain PyTorch, which is slower\n%s", compiler, result.stderr
-    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            for threads in (["-fopenmp"], []):
+                command = [compiler, *_FLAGS, *threads, str(_source()), "-o", str(made)]
+                result = subprocess.run(command, capture_output=True, text=True)
+                if result.returncode == 0:
+                    with made.open("rb") as file:
+                        os.fsync(file.fileno())
+                    os.replace(made, path)
+                    if not threads:
+                        _log.info("%s has no OpenMP: the kernels use one thread", compiler)
+                    return True
+        lines = result.stderr.strip().splitlines() or [f"status {result.returncode}"]
+        reason = f"{compiler} cannot compile them: {next((line for line in lines if 'error' in line), lines[0])}"
+    except OSError as error:
+        reason = f"they cannot be kept in {path.parent} ({error}): set METALSTM_CACHE to another folder"
+    _log.info("no kernels, training runs in plain PyTorch, which is slower; %s", reason)
     return False
 
 
@@ -110,16 +130,28 @@ def _call(name: str, kind: Tensor, sizes: tuple[int, ...], *arrays: Tensor, extr
 
 
 def _real(*tensors: Tensor) -> bool:
-    """Whether these tensors have numbers that lie in this machine's memory (and are not being traced)."""
-    return all(t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    """Whether these tensors are of one type, with numbers in this machine's memory, and not wrapped or traced."""
+    return (
+        library() is not None
+        and tensors[0].dtype in (torch.float32, torch.float64)
+        and all(
+            t.device.type == "cpu" and t.dtype == tensors[0].dtype and type(t) in (Tensor, torch.nn.Parameter)
+            for t in tensors
+        )
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.compiler.is_compiling()
+    )
 
 
 # The meta-learner's cell ----------------------------------------------------------------------------------------------
 
 
-def can_step(theta: Tensor, weight: Tensor) -> bool:
-    """Whether `step` takes numbers like these."""
-    return theta.dtype in _NUMBERS and _real(theta, weight) and library() is not None
+def can_step(*inputs: Tensor) -> bool:
+    """Whether `step` takes these inputs."""
+    weight_h, grad, loss, theta, h, c, f, i = inputs[1], *inputs[7:]
+    hidden = *theta.shape[:-1], weight_h.shape[1], theta.shape[-1]
+    fits = grad.shape == theta.shape == f.shape == i.shape and loss.shape == theta.shape[:-1]
+    return fits and h.shape == c.shape == hidden and theta.numel() > 0 and _real(*inputs)
 
 
 def step(scale: float, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -162,9 +194,10 @@ class Block(NamedTuple):
     chosen: UInt8[Tensor, "n channels half_height half_width"]  # which of four they are
 
 
-def can_block(x: Tensor, theta: Tensor, channels: int) -> bool:
-    """Whether the functions below take so many channels, and numbers like these."""
-    return channels % _LANES == 0 and theta.dtype in _NUMBERS and _real(x, theta) and library() is not None
+def can_block(theta: Tensor, others: Sequence[Tensor], images: torch.dtype, channels: int) -> bool:
+    """Whether the functions below take so many channels, images of this type, and all else like theta."""
+    takes = images == theta.dtype or (images, theta.dtype) == (torch.bfloat16, torch.float32)
+    return channels % _LANES == 0 and takes and not torch.is_autocast_enabled("cpu") and _real(theta, *others)
 
 
 def block_forward(

@@ -1,6 +1,7 @@
 """Learners: the networks that are trained on a support set, as pure functions of a flat parameter vector theta."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from math import prod, sqrt
 
 import torch
@@ -128,11 +129,8 @@ class Conv4(nn.Module):
 
     def unbiased(self, moments: Float[Tensor, "*tasks n_moments"], n_images: int) -> Float[Tensor, "*tasks n_moments"]:
         """Moments of a batch with n / (n - 1) on the variances, as Torch7's running averages take them."""
-        numbers = [
-            n_images * (self.image_shape[1] >> block) * (self.image_shape[2] >> block) for block in range(self.n_blocks)
-        ]
-        factors = moments.new_tensor([factor for n in numbers for factor in (1.0, n / (n - 1))])
-        return (moments.unflatten(-1, (-1, self.filters)) * factors[:, None]).flatten(-2)
+        pixels = [(self.image_shape[1] >> block) * (self.image_shape[2] >> block) for block in range(self.n_blocks)]
+        return moments * _unbiasing(tuple(n_images * n for n in pixels), self.filters, moments.dtype, moments.device)
 
     def initial_moments(self) -> Float[Tensor, " n_moments"]:
         """Where running averages start: mean 0, variance 1."""
@@ -155,7 +153,8 @@ class Conv4(nn.Module):
 
     def _features(self, theta: Tensor, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         dtype = torch.bfloat16 if self.bf16 else theta.dtype
-        if kernels.can_block(x, theta, self.filters):
+        given = [] if moments is None else [moments]
+        if not x.requires_grad and kernels.can_block(theta, [x.to(theta.dtype), *given], dtype, self.filters):
             shape = blocks.Shape(self.n_blocks, x.shape[1], self.filters, self.conv_bias, self.eps, dtype)
             x, moments = blocks.features(shape, theta[: self.n_body], x, moments)
             return x.flatten(1).to(theta.dtype), moments
@@ -167,6 +166,13 @@ class Conv4(nn.Module):
             x, mean, var = _block(x, gamma, beta, self.eps, given)
             used += [mean, var]
         return x.flatten(1).to(theta.dtype), torch.cat(used)
+
+
+@cache  # so that on a GPU no inner step waits for it
+def _unbiasing(numbers: tuple[int, ...], filters: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 for means and n / (n - 1) for variances, of blocks with n numbers a channel."""
+    factors = [factor for n in numbers for factor in (1.0, n / (n - 1))]
+    return torch.tensor(factors, dtype=dtype, device=device).repeat_interleave(filters)
 
 
 def _block(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

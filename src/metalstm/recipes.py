@@ -47,7 +47,8 @@ class MetaLSTMSettings:
     precision: Precision = "fp32"
     """bf16: the learner convolves in bfloat16; tf32: matrix products and convolutions in TF32, on CUDA only."""
     recompute: bool = False
-    """Compute inner steps again in the backward pass instead of keeping them: less memory for long inner loops."""
+    """Compute inner steps again in the backward pass instead of keeping them: less memory for long inner loops of order
+    2, or where there are no kernels."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class GradientMethod(Method):
         epochs: Passes over the support set.
         batch_size: Images a mini-batch; consecutive slices of the support set, the last one may be smaller.
         order: 1 takes gradients and losses of the learner as constants for the meta-gradient (the paper's "gradient
-            independence"), 2 lets second derivatives through.
+            independence"), 2 lets second derivatives through, but for those of running moments.
         query_norm: The moments by which the learner normalises queries when it is used: `running` averages
             gathered while adapting (the paper's), the `support` set's own at the final theta, or those of the query
             `batch` itself, which is transductive.
@@ -47,7 +47,8 @@ class GradientMethod(Method):
         divide_gradient: Divide the gradient of the mean loss by the mini-batch size once more, as the authors' code
             does.
         shared_head: Learn one row of the head and start every class from it, instead of a row for each class.
-        recompute: Compute inner steps again in the backward pass instead of keeping what they saw.
+        recompute: Compute inner steps again in the backward pass instead of keeping what they saw. Of first order with
+            kernels there is little to keep.
         generator: Source of the random theta_0; torch's own by default.
 
     References:
@@ -102,7 +103,9 @@ class GradientMethod(Method):
             batches = zip(support.x.split(self.batch_size, -4), support.y.split(self.batch_size, -1), strict=True)
             for x, y in batches:
                 if self.recompute and torch.is_grad_enabled():
-                    step = checkpoint(self._step, theta, moments, state, x, y, use_reentrant=False)
+                    step = checkpoint(
+                        self._step, theta, moments, state, x, y, use_reentrant=False, preserve_rng_state=False
+                    )
                 else:
                     step = self._step(theta, moments, state, x, y)
                 theta, moments, state = step.theta, step.moments, step.state

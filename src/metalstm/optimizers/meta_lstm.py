@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from math import exp
 from typing import NamedTuple
 
@@ -99,10 +100,11 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
             self.bias_f,
             self.bias_i,
         )
-        if kernels.can_step(theta, self.bias):
+        if kernels.can_step(*weights, grad, loss, theta, *state):
             step = kernels.step
         else:  # a compilation pays in training only
-            step = _compiled_step() if theta.is_cuda and torch.is_grad_enabled() else _step
+            pays = theta.is_cuda and torch.is_grad_enabled() and find_spec("triton") is not None
+            step = _compiled_step() if pays else _step
         theta, *new_state = step(P, *weights, grad, loss, theta, *state)
         return theta, MetaLSTMState(*new_state)
 
