@@ -30,6 +30,7 @@ class Shape(NamedTuple):
         n, sizes = self.filters, []
         for block in range(self.n_blocks):
             sizes += [9 * n * (n if block else self.channels), *[n] * (2 + self.conv_bias)]
+        # One split has one backward node; a slice per parameter would fill a vector of zeros for each.
         flat, each = theta.split(sizes), []
         for start in range(0, len(flat), 3 + self.conv_bias):
             weight, *bias, gamma, beta = flat[start : start + 3 + self.conv_bias]

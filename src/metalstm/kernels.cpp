@@ -743,21 +743,21 @@ template <class T> Cell<T> cell_of(const int64_t* sizes, double scale, Arrays& f
             {from, from, from, from, from}};
 }
 
-template <class S> Images<S> images_of(const int64_t* sizes, Arrays& from) {
-    return {sizes[0], sizes[1], sizes[2], sizes[3], from, from, from, from, from, from};
-}
-
 }  // namespace
 
-// run(T()) with the T that takes this many bytes.
-template <class Run> void with_type(int bytes, Run run) {
-    if (bytes == 2) run(bfloat16());
-    else if (bytes == 4) run(float());
-    else run(double());
-}
+// run(T()) with the T that takes this many bytes, for images run(the images, the rest of the arrays, S()).
 template <class Run> void with_number(int bytes, Run run) {
     if (bytes == 4) run(float());
     else run(double());
+}
+template <class Run> void with_images(int bytes, const int64_t* sizes, void** arrays, Run run) {
+    auto typed = [&](auto zero) {
+        Arrays from{arrays};
+        using S = decltype(zero);
+        run(Images<S>{sizes[0], sizes[1], sizes[2], sizes[3], from, from, from, from, from, from}, from, zero);
+    };
+    if (bytes == 2) typed(bfloat16());
+    else with_number(bytes, typed);
 }
 
 extern "C" {
@@ -786,11 +786,9 @@ void metalstm_cell_backward(int bytes, const int64_t* sizes, double scale, void*
 }
 
 void metalstm_block_forward(int bytes, const int64_t* sizes, int given, double eps, void** arrays, int threads) {
-    with_type(bytes, [&](auto zero) {
+    with_images(bytes, sizes, arrays, [&](const auto& images, Arrays& from, auto zero) {
         using S = decltype(zero);
         using N = typename Images<S>::N;
-        Arrays from{arrays};
-        const Images<S> images = images_of<S>(sizes, from);
         const N* beta = from;
         S* y = from;
         N *var = from, *mean = const_cast<N*>(images.mean), *rstd = const_cast<N*>(images.rstd);
@@ -802,11 +800,9 @@ void metalstm_block_forward(int bytes, const int64_t* sizes, int given, double e
 }
 
 void metalstm_block_backward(int bytes, const int64_t* sizes, int given, void** arrays, int threads) {
-    with_type(bytes, [&](auto zero) {
+    with_images(bytes, sizes, arrays, [&](const auto& images, Arrays& from, auto zero) {
         using S = decltype(zero);
         using N = typename Images<S>::N;
-        Arrays from{arrays};
-        const Images<S> images = images_of<S>(sizes, from);
         const S* d_y = from;
         S* d_x = from;
         N *d_gamma = from, *d_beta = from, *d_mean = from, *d_var = from;
@@ -815,11 +811,9 @@ void metalstm_block_backward(int bytes, const int64_t* sizes, int given, void** 
 }
 
 void metalstm_block_double_backward(int bytes, const int64_t* sizes, void** arrays, int threads) {
-    with_type(bytes, [&](auto zero) {
+    with_images(bytes, sizes, arrays, [&](const auto& images, Arrays& from, auto zero) {
         using S = decltype(zero);
         using N = typename Images<S>::N;
-        Arrays from{arrays};
-        const Images<S> images = images_of<S>(sizes, from);
         const S* d_y = from;
         const N* d_var = from;
         const S* u = from;

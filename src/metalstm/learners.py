@@ -136,32 +136,17 @@ class Conv4(nn.Module):
         """Where running averages start: mean 0, variance 1."""
         return torch.tensor([0.0, 1.0]).repeat_interleave(self.filters).repeat(self.n_blocks)
 
-    def _blocks(self, theta: Tensor) -> list[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
-        """Per block: convolution weight and bias, batch-norm's gamma and beta."""
-        # One split has one backward node; a slice per parameter would fill a vector of zeros for each.
-        parts = theta[: self.n_body].split([prod(shape) for shape in self._shapes.values()])
-        named = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
-        return [
-            (
-                named[f"conv{block}.weight"].permute(0, 3, 1, 2),
-                named.get(f"conv{block}.bias"),
-                named[f"norm{block}.weight"],
-                named[f"norm{block}.bias"],
-            )
-            for block in range(1, self.n_blocks + 1)
-        ]
-
     def _features(self, theta: Tensor, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
         dtype = torch.bfloat16 if self.bf16 else theta.dtype
-        given = [] if moments is None else [moments]
-        if not x.requires_grad and kernels.can_block(theta, [x.to(theta.dtype), *given], dtype, self.filters):
-            shape = blocks.Shape(self.n_blocks, x.shape[1], self.filters, self.conv_bias, self.eps, dtype)
-            x, moments = blocks.features(shape, theta[: self.n_body], x, moments)
+        shape = blocks.Shape(self.n_blocks, self.image_shape[0], self.filters, self.conv_bias, self.eps, dtype)
+        body, others = theta[: self.n_body], [x.to(theta.dtype), *([] if moments is None else [moments])]
+        if not x.requires_grad and kernels.can_block(theta, others, dtype, self.filters):
+            x, moments = blocks.features(shape, body, x, moments)
             return x.flatten(1).to(theta.dtype), moments
         pairs = [None] * self.n_blocks if moments is None else moments.view(self.n_blocks, 2, self.filters).unbind()
         used = []
         x = x.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last
-        for (weight, bias, gamma, beta), given in zip(self._blocks(theta), pairs, strict=True):
+        for (weight, bias, gamma, beta), given in zip(shape.parts(body), pairs, strict=True):
             x = F.conv2d(x, weight.to(dtype), None if bias is None else bias.to(dtype), padding=1)
             x, mean, var = _block(x, gamma, beta, self.eps, given)
             used += [mean, var]
