@@ -68,8 +68,8 @@ def make_omniglot(root: Path, n_background: int = 12, n_evaluation: int = 3, n_i
                     drawing(seed).save(buffer, "png")
                     seed += 1
                     name = f"images_{archive}/{alphabet}/character{k + 1:02}/{k + 1:04}_{image + 1:02}.png"
-                    file.writestr(name, buffer.getvalue())
-            file.writestr(f"__MACOSX/images_{archive}/{alphabet}/._character01.png", b"no image")
+                    file.writestr(zipfile.ZipInfo(name), buffer.getvalue())  # the same bytes at any time
+            file.writestr(zipfile.ZipInfo(f"__MACOSX/images_{archive}/{alphabet}/._character01.png"), b"no image")
     return root
 
 
