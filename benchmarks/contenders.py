@@ -6,6 +6,7 @@ them in turn for some episodes.
 
 import importlib
 import logging
+import math
 import multiprocessing
 import sys
 import tempfile
@@ -95,16 +96,18 @@ def outer_optimizer(method: GradientMethod, config: RunConfig) -> torch.optim.Op
     return torch.optim.Adam([{"params": rest, "lr": training.lr}, {"params": own, "lr": training.optimizer_lr}])
 
 
-def outer_step(loss: torch.Tensor, method: GradientMethod, optimizer: torch.optim.Optimizer, clip: float) -> None:
+def outer_step(
+    loss: torch.Tensor, method: GradientMethod, optimizer: torch.optim.Optimizer, clip: float | None
+) -> None:
     """Backward, clip and Adam, as in `metalstm.training`."""
     optimizer.zero_grad()
     loss.backward()
     update(method, optimizer, clip)
 
 
-def update(method: GradientMethod, optimizer: torch.optim.Optimizer, clip: float) -> None:
+def update(method: GradientMethod, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
     """Clip and Adam."""
-    torch.nn.utils.clip_grad_norm_(method.parameters(), clip)
+    torch.nn.utils.clip_grad_norm_(method.parameters(), clip or math.inf)
     optimizer.step()
 
 

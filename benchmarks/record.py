@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import platform
 import re
 import shlex
 import subprocess
@@ -11,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from time import perf_counter, sleep
@@ -21,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
+from metalstm import provenance
 from metalstm.checkpoint import write
 
 ROOT = Path(__file__).parents[1]
@@ -30,38 +29,12 @@ T = TypeVar("T")
 def circumstances(threads: int) -> dict[str, Any]:
     """Command, date, machine and versions; no host name and no path of this machine."""
     words = [re.sub(r"(?<![^=])[/~].*", "DIR", word) for word in sys.argv[1:]]
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "cpu": _cpu(),
-            "architecture": platform.machine(),
-            "system": platform.system(),
-            "cores": os.cpu_count(),
-            "threads": threads,
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "governor": governor.read_text().strip() if governor.exists() else None,
-            "load_average": os.getloadavg()[0],
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "metalstm": version("metalstm"),
-            "commit": _git("rev-parse", "HEAD"),
-            "changed_files": len(_git("status", "--porcelain", "--untracked-files=no").splitlines()),
-        },
+        "machine": provenance.machine(threads) | {"load_average": os.getloadavg()[0]},
+        "versions": provenance.versions(),
     }
-
-
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return found[1] if found else platform.processor()
-
-
-def _git(*words: str) -> str:
-    return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def memory(pid: int | str = "self", peak: bool = False) -> float:

@@ -19,7 +19,7 @@ import metalstm
 from metalstm import checkpoint
 from metalstm.errors import UserError
 from metalstm.methods import build
-from metalstm.recipes import MetaLSTMSettings, RunConfig
+from metalstm.recipes import MetaLSTMSettings, RunConfig, TrainingSettings
 
 SOURCE = Path(metalstm.__file__).parent
 DAMAGED = "is damaged or not a checkpoint of metalstm"
@@ -28,7 +28,7 @@ UNFIT = "does not fit this version of metalstm"
 
 def content() -> tuple[dict[str, torch.Tensor], dict]:
     """Tensors and plain values of a checkpoint, small enough to try every byte."""
-    config = RunConfig(image_shape=(1, 16, 16), n_way=2, settings=MetaLSTMSettings(filters=2, hidden_size=1))
+    config = RunConfig(MetaLSTMSettings(filters=2, hidden_size=1), TrainingSettings(), image_shape=(1, 16, 16), n_way=2)
     tensors = {f"method.{name}": tensor for name, tensor in build(config).state_dict().items()}
     return tensors, {"config": config.to_dict(), "meta_val": 50.0, "episode": 7}
 

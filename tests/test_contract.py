@@ -10,8 +10,8 @@ import torch
 from metalstm import checkpoint, recipes
 from metalstm.episodes import Episode, Query, Support
 from metalstm.learners import Conv4
-from metalstm.methods import GradientMethod, Method, PixelNearestNeighbor, build
-from metalstm.optimizers import OPTIMIZERS, SGD, InnerOptimizer, MetaLSTM
+from metalstm.methods import GradientMethod, HeadOnly, Method, PixelNearestNeighbor, Pretrained, build
+from metalstm.optimizers import RULES, SGD, MetaLSTM
 
 SHAPE = (1, 16, 16)
 N_WAY, N_SHOT, N_QUERY = 3, 2, 4
@@ -28,16 +28,58 @@ def descent(**changes) -> GradientMethod:
     return GradientMethod(Conv4(SHAPE, 4), SGD(0.1), N_WAY, 2, 4, generator=generator, **changes)
 
 
+def run_config(method: str, **settings) -> recipes.RunConfig:
+    """A small run of any method."""
+    start, training = recipes.named(method, "best", "glyphs", N_SHOT)
+    settings = {"filters": 4, "conv_bias": True, **settings}
+    shape = {"image_shape": SHAPE, "n_classes": N_WAY, "n_way": N_WAY, "n_shot": N_SHOT}
+    return recipes.RunConfig(replace(start, **settings), training, method, **shape)
+
+
+def matching_net(method: str = "matching-net", **settings) -> Method:
+    """With moments as if it had been trained for a while."""
+    built = build(run_config(method, **settings))
+    for seed in range(30):
+        built(episode(seed=seed))
+    return built
+
+
+def finetuned(rule: str, head_only: bool = False) -> Method:
+    settings = recipes.FinetuneSettings(rule, 0.01, steps=4, head_only=head_only, filters=4, mirror=True)
+    return build(replace(run_config("pretrained"), method="finetune", settings=settings))
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     "paper": lambda: build(config("paper")),
     "best": lambda: build(config("best")),
     "first order, support moments": lambda: build(config("best", order=1)),
     "gradient descent": descent,
     "gradient descent, second order": lambda: descent(order=2, query_norm="support", train_query_norm="support"),
+    "kept moments, layer rates, mirror": lambda: build(
+        config("best", keep_moments=True, layer_rates=True, head_factor=20.0, mirror=True)
+    ),
     "pixels": PixelNearestNeighbor,
+    "pretrained": lambda: build(run_config("pretrained")),
+    "matching net, sum": lambda: matching_net(class_score="sum"),
+    "matching net, attention": lambda: matching_net(mirror=True),
+    "matching net, FCE": lambda: matching_net("matching-net-fce"),
+    **{f"fine-tuning, {rule}": lambda rule=rule: finetuned(rule) for rule in RULES},
+    "fine-tuning, head only": lambda: finetuned("adam", head_only=True),
 }
 # The head starts all classes alike, or there is no head: what a class is called does not matter.
-SYMMETRIC = ("best", "first order, support moments", "pixels")
+SYMMETRIC = (
+    "best",
+    "first order, support moments",
+    "kept moments, layer rates, mirror",
+    "pixels",
+    "pretrained",
+    "matching net, sum",
+    "matching net, attention",
+    "matching net, FCE",
+)
+
+
+UNTRAINED = (Pretrained, HeadOnly)  # by episodes
 
 
 @pytest.fixture(params=METHODS)
@@ -73,6 +115,8 @@ def test_a_batch_of_tasks_equals_a_loop(method):
     batch = logits(method, both)
     for index in range(2):
         torch.testing.assert_close(batch[index], logits(method, task(both, index)), rtol=1e-9, atol=1e-9)
+    if isinstance(method, Pretrained):
+        return  # trained on mini-batches of images
     loss, accuracy = method(both)
     singles = [method(task(both, index)) for index in range(2)]
     torch.testing.assert_close(loss, sum(one for one, _ in singles) / 2, rtol=1e-9, atol=1e-9)
@@ -121,8 +165,8 @@ def test_what_was_adapted_can_be_saved_and_loaded_to_the_bit(method, tmp_path):
 
 def test_every_meta_parameter_gets_a_finite_gradient(method):
     parameters = dict(method.named_parameters())
-    if not parameters:
-        pytest.skip("no meta-parameters")
+    if not parameters or isinstance(method, UNTRAINED):
+        pytest.skip("no meta-parameters, or none that episodes train")
     method(episode())[0].backward()
     for name, parameter in parameters.items():
         assert parameter.grad is not None, name
@@ -132,8 +176,8 @@ def test_every_meta_parameter_gets_a_finite_gradient(method):
 
 def test_a_few_steps_lower_the_loss(method):
     parameters = list(method.parameters())
-    if not parameters:
-        pytest.skip("no meta-parameters")
+    if not parameters or isinstance(method, UNTRAINED):
+        pytest.skip("no meta-parameters, or none that episodes train")
     optimizer = torch.optim.Adam(parameters, lr=3e-3)
     losses = []
     for _ in range(30):
@@ -188,9 +232,10 @@ def test_running_moments_are_those_of_torch():
     torch.testing.assert_close(step.moments[4:8], norm.running_var)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_inner_optimizers_keep_shapes_and_have_tensor_states(name):
-    optimizer: InnerOptimizer = {"sgd": lambda: SGD(0.1), "meta-lstm": lambda: MetaLSTM(3)}[name]()
+@pytest.mark.parametrize(
+    "optimizer", [*(rule(0.1, 0.1) for rule in RULES.values()), MetaLSTM(3)], ids=lambda o: type(o).__name__
+)
+def test_inner_optimizers_keep_shapes_and_have_tensor_states(optimizer):
     theta = torch.randn(2, 5)
     state = optimizer.init(theta)
     assert all(isinstance(part, torch.Tensor) and not part.any() for part in state)

@@ -37,8 +37,8 @@ from metalstm.episodes import EpisodeSampler
 from metalstm.recipes import RunConfig
 
 torch.set_default_dtype(torch.float64)
-load_float32 = EpisodeSampler._load
-EpisodeSampler._load = lambda self, rows: load_float32(self, rows).double()
+load_float32 = episodes._Pixels.load
+episodes._Pixels.load = lambda self, rows: load_float32(self, rows).double()
 jobs, rank = json.loads(Path(sys.argv[1]).read_text()), int(os.environ["RANK"])
 if os.environ["WORLD_SIZE"] != "1":
     distributed.join("cpu")

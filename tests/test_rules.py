@@ -1,10 +1,20 @@
 """Inner optimisers with a fixed rule: equal to torch.optim in float64."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from metalstm.optimizers.rules import SGD
+from metalstm.optimizers import RULES, SGD, Adadelta, Adagrad, Adam, InnerOptimizer, Momentum
+
+TORCH: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
+    "sgd": lambda theta, lr: torch.optim.SGD(theta, lr),
+    "momentum": lambda theta, lr: torch.optim.SGD(theta, lr, momentum=0.9),
+    "adagrad": lambda theta, lr: torch.optim.Adagrad(theta, lr),
+    "adadelta": lambda theta, lr: torch.optim.Adadelta(theta, lr),
+    "adam": lambda theta, lr: torch.optim.Adam(theta, lr),
+}
 
 
 def quadratic_gradient(theta: Tensor) -> Tensor:
@@ -12,37 +22,82 @@ def quadratic_gradient(theta: Tensor) -> Tensor:
     return curvature * (theta - 1) + 0.1 * theta.sin()
 
 
-@pytest.mark.parametrize("lr", [0.3, 0.01, 0.0])
-def test_sgd_equals_torch(lr):
-    start = torch.randn(37, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = torch.nn.Parameter(start.clone())
-    torch_sgd = torch.optim.SGD([expected], lr=lr)
-    rule, theta = SGD(lr), start
-    state = rule.init(theta)
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def ten_steps(rule: InnerOptimizer, theta: Tensor) -> list[Tensor]:
+    state, thetas = rule.init(theta), []
     for _ in range(10):
+        theta, state = rule.update(theta, quadratic_gradient(theta), theta.new_zeros(theta.shape[:-1]), state)
+        thetas.append(theta)
+    return thetas
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("lr", [0.3, 0.01, 0.0])
+def test_ten_steps_equal_those_of_torch(name, lr, decay):
+    start = random(37)
+    start[5] = 1.0  # where the gradient is next to nothing
+    expected = torch.nn.Parameter(start.clone())
+    optimizer = TORCH[name]([expected], lr)
+    for t, theta in enumerate(ten_steps(RULES[name](lr, decay), start)):
+        optimizer.param_groups[0]["lr"] = lr / (1 + t * decay)
         expected.grad = quadratic_gradient(expected.detach())
-        torch_sgd.step()
-        theta, state = rule.update(theta, quadratic_gradient(theta), theta.new_zeros(()), state)
-        assert torch.equal(theta, expected.detach())
-    assert torch.equal(theta, start) == (lr == 0.0)
+        optimizer.step()
+        torch.testing.assert_close(theta, expected.detach(), rtol=1e-12, atol=1e-14)
+        assert torch.equal(theta, start) == (lr == 0.0)
 
 
-@pytest.mark.parametrize("tasks", [(), (3,), (2, 3)])
-def test_sgd_serves_any_number_of_tasks(tasks):
-    rule = SGD(0.1)
-    theta = torch.randn(*tasks, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    grad, before = quadratic_gradient(theta), theta.clone()
-    new, state = rule.update(theta, grad, theta.new_zeros(tasks), rule.init(theta))
-    torch.testing.assert_close(new, theta - 0.1 * grad, rtol=0, atol=1e-15)
-    assert state == ()
+def test_decay_is_that_of_torchs_adagrad():
+    start = random(5)
+    expected = torch.nn.Parameter(start.clone())
+    optimizer = torch.optim.Adagrad([expected], 0.1, lr_decay=0.5)
+    for theta in ten_steps(Adagrad(0.1, 0.5), start):
+        expected.grad = quadratic_gradient(expected.detach())
+        optimizer.step()
+        torch.testing.assert_close(theta, expected.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("rule", "optimizer"),
+    [
+        (Momentum(0.1, momentum=0.5), lambda theta: torch.optim.SGD(theta, 0.1, momentum=0.5)),
+        (Adagrad(0.1, eps=0.1), lambda theta: torch.optim.Adagrad(theta, 0.1, eps=0.1)),
+        (Adadelta(2.0, rho=0.5, eps=1e-2), lambda theta: torch.optim.Adadelta(theta, 2.0, rho=0.5, eps=1e-2)),
+        (Adam(0.1, betas=(0.5, 0.6), eps=0.1), lambda theta: torch.optim.Adam(theta, 0.1, (0.5, 0.6), eps=0.1)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_other_constants_mean_what_they_do_in_torch(rule, optimizer):
+    start = random(5)
+    expected = torch.nn.Parameter(start.clone())
+    stepped = optimizer([expected])
+    for theta in ten_steps(rule, start):
+        expected.grad = quadratic_gradient(expected.detach())
+        stepped.step()
+        torch.testing.assert_close(theta, expected.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("tasks", [(3,), (2, 3)])
+def test_tasks_do_not_mix(name, tasks):
+    """A batch of tasks goes where each of them goes alone."""
+    rule, theta = RULES[name](0.1, 0.3), random(*tasks, 5, seed=1)
+    before = theta.clone()
+    together = ten_steps(rule, theta)[-1]
+    alone = torch.stack([ten_steps(rule, one)[-1] for one in theta.reshape(-1, 5)]).view(theta.shape)
+    torch.testing.assert_close(together, alone, rtol=1e-14, atol=1e-15)
     assert torch.equal(theta, before)
 
 
 def test_sgd_lets_gradients_through():
-    theta = torch.randn(5, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    theta = random(5, seed=2).requires_grad_()
     rule = SGD(0.1)
-    assert torch.autograd.gradcheck(lambda t: rule.update(t, t.sin(), t.sum(), ())[0], theta)
+    assert torch.autograd.gradcheck(lambda t: rule.update(t, t.sin(), t.sum(), rule.init(t))[0], theta)
 
 
-def test_sgd_has_nothing_to_learn():
-    assert list(SGD(0.1).parameters()) == []
+@pytest.mark.parametrize("name", RULES)
+def test_fixed_rules_have_nothing_to_learn(name):
+    assert list(RULES[name](0.1).parameters()) == []

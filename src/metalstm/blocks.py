@@ -46,26 +46,31 @@ def features(
 ) -> tuple[Float[Tensor, "n filters small_height small_width"], Float[Tensor, " n_moments"]]:
     """What the last block gives, and the moments of the images, if none were given.
 
-    Differentiable in theta and in moments that are given, and in theta twice where none are; not in x.
+    Differentiable in theta twice, but once where the moments that are given want a gradient too; not in x.
     """
     theta, x = theta.contiguous(), x.to(shape.dtype, memory_format=torch.channels_last)
     if moments is None:
-        return _Features.apply(theta, x, shape)  # pyright: ignore[reportReturnType]
-    return _GivenFeatures.apply(theta, moments.contiguous(), x, shape), moments  # pyright: ignore[reportReturnType]
+        return _Features.apply(theta, x, None, shape)  # pyright: ignore[reportReturnType]
+    if moments.requires_grad:
+        return _GivenFeatures.apply(theta, moments.contiguous(), x, shape), moments  # pyright: ignore[reportReturnType]
+    return _Features.apply(theta, x, moments.contiguous(), shape)[0], moments  # pyright: ignore[reportOptionalSubscript]
 
 
 class _Features(Function):
+    """y and the moments; where these are given as constants, there are none to give."""
+
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, x: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-        moments = theta.new_empty(shape.n_blocks * 2 * shape.filters)
-        y, saved = _forward(shape, theta, x, moments, given=False)
-        ctx.shape = shape
+    def forward(ctx: Any, theta: Tensor, x: Tensor, given: Tensor | None, shape: Shape) -> tuple[Tensor, Tensor]:
+        moments = theta.new_empty(shape.n_blocks * 2 * shape.filters) if given is None else given
+        y, saved = _forward(shape, theta, x, moments, given is not None)
+        ctx.shape, ctx.given = shape, given is not None
         ctx.save_for_backward(theta, *saved)
-        return y, moments
+        return y, moments if given is None else theta.new_empty(0)
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor, d_moments: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _FeaturesBackward.apply(d_y, d_moments, *ctx.saved_tensors, ctx.shape), None, None  # pyright: ignore[reportReturnType]
+        d_theta = _FeaturesBackward.apply(d_y, d_moments, *ctx.saved_tensors, ctx.shape, ctx.given)
+        return d_theta, None, None, None  # pyright: ignore[reportReturnType]
 
 
 class _FeaturesBackward(Function):
@@ -73,10 +78,11 @@ class _FeaturesBackward(Function):
 
     @staticmethod
     def forward(ctx: Any, d_y: Tensor, d_moments: Tensor, theta: Tensor, *saved: Any) -> Tensor:
-        *kept, shape = saved
-        d_moments = d_moments.contiguous()
-        d_theta, flown = _backward(shape, theta, kept, d_y, d_moments, given=False)
-        ctx.shape = shape
+        *kept, shape, given = saved
+        # Of given moments the gradient is written, and not wanted; of others it flows on to x.
+        d_moments = theta.new_empty(shape.n_blocks * 2 * shape.filters) if given else d_moments.contiguous()
+        d_theta, flown = _backward(shape, theta, kept, d_y, d_moments, given)
+        ctx.shape, ctx.given = shape, given
         ctx.save_for_backward(d_moments, theta, *kept, *flown)
         return d_theta
 
@@ -84,8 +90,8 @@ class _FeaturesBackward(Function):
     @once_differentiable
     def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         d_moments, theta, *saved = ctx.saved_tensors
-        gradients = _double_backward(ctx.shape, theta, saved, d_moments, v.contiguous())
-        return *gradients, *[None] * (1 + 6 * ctx.shape.n_blocks)
+        by_y, by_moments, by_theta = _double_backward(ctx.shape, theta, saved, d_moments, v.contiguous(), ctx.given)
+        return by_y, None if ctx.given else by_moments, by_theta, *[None] * (2 + 6 * ctx.shape.n_blocks)
 
 
 class _GivenFeatures(Function):
@@ -138,7 +144,7 @@ def _backward(
 
 
 def _double_backward(
-    shape: Shape, theta: Tensor, saved: list[Tensor], d_moments: Tensor, v: Tensor
+    shape: Shape, theta: Tensor, saved: list[Tensor], d_moments: Tensor, v: Tensor, given: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The backward pass of `_backward`, whose d_theta has the cotangent v: gradients in d_y, d_moments and theta.
 
@@ -160,7 +166,7 @@ def _double_backward(
             v_z += _convolve(v_x, weight, None)
         v_xs.append(v_x)
         v_x, by_z, out_pairs[k] = kernels.block_double_backward(
-            block, flown[2 * k], pairs[k], v_z, v_gamma, v_beta, out_parts[k][2]
+            block, flown[2 * k], pairs[k], v_z, v_gamma, v_beta, out_parts[k][2], given
         )
         by_zs.append(by_z)
     assert v_x is not None
@@ -173,7 +179,7 @@ def _double_backward(
             out_beta.zero_()
         else:
             by_gamma = torch.empty_like(out_gamma)
-            by_z += kernels.block_backward(block, by_y, by_gamma, out_beta, zeros, given=False)
+            by_z += kernels.block_backward(block, by_y, by_gamma, out_beta, zeros, given)
             out_gamma += by_gamma
         by_y = _convolve_backward(by_z, x, weight, k > 0, out_weight, out_bias)
         if k > 0:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Generic, NoReturn, TypeVar, Union
 
 import tyro
 
@@ -16,7 +16,7 @@ from metalstm import recipes
 from metalstm.console import console
 from metalstm.errors import Interrupted, UserError, unknown
 
-PROTOCOL_EPISODES = 600  # meta-test episodes of the paper's table
+S = TypeVar("S", bound=recipes.Settings)
 
 
 @dataclass(frozen=True)
@@ -131,19 +131,23 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(Generic[S]):
     """Meta-train a method into a run folder.
 
-    `--recipe` sets the defaults of all that stands below it; `metalstm train --recipe paper --n-shot 1 --help` shows
-    them. Ctrl-C saves, `--resume` goes on to the very same end (on CPU, with as many threads).
+    `--method`, `--recipe`, `--data` and `--n-shot` set the defaults of all that stands below them; `metalstm train
+    --method matching-net --recipe paper --help` shows them. Ctrl-C saves, `--resume` goes on to the very same end (on
+    CPU, with as many threads).
     """
 
+    settings: tyro.conf.OmitArgPrefixes[S]
+    training: tyro.conf.OmitArgPrefixes[recipes.TrainingSettings]
     out: Path | None = None
     """Run folder to make, or with `--resume` to go on with; runs/METHOD-DATA-5w5s-RECIPE by default."""
     data: str = "glyphs"
     """glyphs, omniglot, cifar-fs, fc100, or folder:DIR for your own DIR/<class>/* images."""
     method: str = "meta-lstm"
-    """The method to train."""
+    """meta-lstm, matching-net, matching-net-fce, or pretrained (the classifier of all meta-train classes, for nearest
+    neighbour and fine-tuning)."""
     recipe: str = "best"
     """`paper`: the authors' settings to the letter; `best`: what measured best."""
     n_way: int = 5
@@ -157,8 +161,6 @@ class Train:
     image_size: int | None = None
     """Side in pixels that images are resized to; 28 for glyphs and Omniglot, else 32, by default."""
     common: Options = field(default_factory=Common)
-    settings: tyro.conf.OmitArgPrefixes[recipes.MetaLSTMSettings] = field(default_factory=recipes.MetaLSTMSettings)
-    training: tyro.conf.OmitArgPrefixes[recipes.TrainingSettings] = field(default_factory=recipes.TrainingSettings)
 
     def run(self) -> None:
         """Train, then draw the learning curve and the gates."""
@@ -168,6 +170,7 @@ class Train:
         device = self.common.start()
         from metalstm import checkpoint, datasets, distributed, kernels, report
         from metalstm.episodes import EpisodeSampler
+        from metalstm.evaluation import allow_tf32
         from metalstm.methods import GradientMethod
         from metalstm.training import train
 
@@ -177,7 +180,7 @@ class Train:
                 kernels.build()
         if device.startswith("cpu"):
             kernels.build()  # the other processes of a machine find it
-        _allow_tf32(self.settings.precision)
+        allow_tf32(self.settings.precision)
         config = recipes.RunConfig(
             method=self.method,
             recipe=self.recipe,
@@ -185,6 +188,7 @@ class Train:
             data_digest=meta_sets.digest,
             licence=meta_sets.licence,
             image_shape=meta_sets.splits["meta-train"].image_shape,
+            n_classes=len(meta_sets.splits["meta-train"].classes),
             n_way=self.n_way,
             n_shot=self.n_shot,
             n_query=self.n_query,
@@ -226,7 +230,7 @@ class Evaluate:
     """Support images a class; as trained by default."""
     n_query: int = 15
     """Query images a class."""
-    episodes: int = PROTOCOL_EPISODES
+    episodes: int = 600
     """Episodes to test on."""
     query_norm: recipes.QueryNorm | None = None
     """Another normalisation of queries than the checkpoint's; `batch` is transductive."""
@@ -240,9 +244,7 @@ class Evaluate:
         """Evaluate and print."""
         device = self.common.start()
         from metalstm import checkpoint, datasets, distributed
-        from metalstm.episodes import EpisodeSampler
-        from metalstm.evaluation import evaluate
-        from metalstm.methods import GradientMethod
+        from metalstm.evaluation import evaluate_checkpoint
 
         if self.split not in datasets.SPLITS:
             raise unknown("split", self.split, datasets.SPLITS)
@@ -251,60 +253,77 @@ class Evaluate:
         if self.n_query < 1:
             raise UserError(f"--n-query {self.n_query}: must be at least 1")
         with distributed.together():
-            path = checkpoint.find(self.checkpoint)
-            method, config, _ = checkpoint.load_method(path)
+            _, config, _ = checkpoint.load_method(self.checkpoint)
             meta_sets = datasets.load(self.data or config.data, self.common.data_root, config.image_shape[1])
-        if meta_sets.digest != config.data_digest:
-            mend = f"pass --data {config.data}"
-            if meta_sets.name == config.data:
-                mend = "the files, or the version of Pillow that resized them, differ: see metalstm data check"
-            raise UserError(
-                f"{self.checkpoint} was trained on {config.data} (digest {config.data_digest[:12]}), but "
-                f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): {mend}"
-            )
-        n_way = config.n_way if self.n_way is None else self.n_way
-        n_shot = config.n_shot if self.n_shot is None else self.n_shot
-        sampler = EpisodeSampler(meta_sets.splits[self.split], n_way, n_shot, self.n_query, self.common.seed, device)
-        query_norm, precision = None, config.settings.precision
-        if isinstance(method, GradientMethod):
-            method.theta_0(n_way)  # may refuse this number of classes
-            method.query_norm = query_norm = self.query_norm or method.query_norm
-            precision = self.precision or precision
-            method.learner.bf16 = precision == "bf16"
-        _allow_tf32(precision)
-        start = time.perf_counter()
-        accuracy = evaluate(method.to(device), sampler, self.episodes, f"evaluating on {self.split}")
+        result = evaluate_checkpoint(
+            self.checkpoint,
+            meta_sets,
+            self.split,
+            self.n_way,
+            self.n_shot,
+            self.n_query,
+            self.episodes,
+            self.common.seed,
+            self.query_norm,
+            self.precision,
+            device,
+        )
         if distributed.rank() > 0:
             return
-        result = {
-            "method": config.method,
-            "data": config.data,
-            "split": self.split,
-            "n_way": n_way,
-            "n_shot": n_shot,
-            "n_query": self.n_query,
-            "episodes": self.episodes,
-            "accuracy": accuracy.mean,
-            "ci95": accuracy.ci95,
-            "seed": self.common.seed,
-            "query_norm": query_norm,
-            "precision": precision,
-            "transductive": query_norm == "batch",
-            "recipe": config.recipe,
-            "changes": config.changes(),
-            "checkpoint_sha256": checkpoint.sha256(path),
-            "seconds": time.perf_counter() - start,
-            "per_episode": accuracy.per_episode,
-        }
         label = " (transductive)" if result["transductive"] else ""
         if self.json == "-":
             print(json.dumps(result))  # noqa: T201
         else:
-            print(  # noqa: T201
-                f"{config.data} {self.split} {n_way}-way {n_shot}-shot, {self.episodes} episodes: {accuracy}{label}"
-            )
+            task = f"{self.split} {result['n_way']}-way {result['n_shot']}-shot, {self.episodes} episodes"
+            accuracy = f"{result['accuracy']:.2f} +- {result['ci95']:.2f} %"
+            print(f"{config.data} {task}: {accuracy}{label}")  # noqa: T201
             if self.json:
                 checkpoint.write(Path(self.json), (json.dumps(result) + "\n").encode())
+
+
+@dataclass(frozen=True)
+class Table:
+    """Make the paper's Table 1 on a data set: train, tune and test every method, and compare.
+
+    What is there already is not made again: stop it at any time, and give the same command again to go on. Rows can be
+    made side by side, by commands with another `--only` each. Takes hours; `--quick` takes minutes.
+    """
+
+    data: str = "glyphs"
+    """glyphs, omniglot, cifar-fs, fc100, mini-imagenet, or folder:DIR for your own DIR/<class>/* images."""
+    out: Path | None = None
+    """Folder of the table; results/DATA by default."""
+    only: str | None = None
+    """Make one row, by its name; `list` names all."""
+    quick: bool = False
+    """Short trainings, few episodes: to see what it looks like."""
+    seeds: int = 1
+    """Trainings of the best Meta-LSTM at 5 shots, from as many seeds, to tell how much trainings differ."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Make what is missing, then write `table.md`, `table.json` and `report.html`."""
+        if self.seeds < 1:
+            raise UserError(f"--seeds {self.seeds}: must be at least 1")
+        from metalstm import datasets, kernels, table, table_page
+
+        if self.only == "list":
+            for row in table.ROWS:
+                print(f"{row.name}\t{row.label}")  # noqa: T201
+            return
+        chosen = table.select(self.only)
+        device = self.common.start()
+        if device.startswith("cpu"):
+            kernels.build()
+        meta_sets = datasets.load(self.data, self.common.data_root)
+        out = self.out or table_page.folder_of(self.data)
+        budget = table.QUICK if self.quick else table.Budget()
+        making = table.Table(meta_sets, out, budget, self.common.seed, device)
+        seeds = range(self.common.seed + 1, self.common.seed + self.seeds)
+        table.make(making, chosen, seeds)
+        table_page.write(making, seeds, whole=self.only is None)
+        console.print(f"{out}: table.md, table.json, report.html", soft_wrap=True)
+        print((out / "table.md").read_text(), end="")  # noqa: T201
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -327,7 +346,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if "--debug" in argv:
             raise
         if isinstance(error, Interrupted):
-            again = "give the same command again" if argv[0] == "demo" else "go on with the same command and --resume"
+            again = (
+                "give the same command again"
+                if argv[0] in ("demo", "table")
+                else "go on with the same command and --resume"
+            )
             _fail(f"{error}; {again}", 130)
         if isinstance(error, (UserError, OSError)):
             _fail(str(error), 2)
@@ -342,17 +365,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str]) -> Any:
     """The command with its options; the defaults of `train` are those of the recipe that is named."""
-    train_default = Train()
+    choice = _Choice()
     if argv[:1] == ["train"]:
         choice, _ = tyro.cli(_Choice, args=argv[1:], return_unknown_args=True, add_help=False)
-        settings, training = recipes.named(choice.method, choice.recipe, choice.data, choice.n_shot)
-        train_default = Train(settings=settings, training=training)
-    commands = (
-        Annotated[Demo, tyro.conf.subcommand("demo")]
-        | Annotated[Data, tyro.conf.subcommand("data")]
-        | Annotated[Train, tyro.conf.subcommand("train", default=train_default)]
-        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    )
+    settings, training = recipes.named(choice.method, choice.recipe, choice.data, choice.n_shot)
+    train: Any = Train[type(settings)]  # its options are those of the method
+    commands: Any = Union[  # noqa: UP007
+        Annotated[Demo, tyro.conf.subcommand("demo")],
+        Annotated[Data, tyro.conf.subcommand("data")],
+        Annotated[train, tyro.conf.subcommand("train", default=train(settings, training))],
+        Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
+        Annotated[Table, tyro.conf.subcommand("table")],
+    ]
     return tyro.cli(
         commands,
         args=argv,
@@ -369,13 +393,6 @@ class _Choice:
     recipe: str = "best"
     data: str = "glyphs"
     n_shot: int = 5
-
-
-def _allow_tf32(precision: recipes.Precision) -> None:
-    """Of the whole process, and of no account but on CUDA."""
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def _log_to_stderr() -> None:

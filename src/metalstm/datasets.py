@@ -98,6 +98,14 @@ class ImagesByClass:
         names = [f"{name}@{90 * turns}" if turns else name for turns in range(4) for name in self.classes]
         return ImagesByClass(images, tuple(names), _spans(4 * np.diff(own.spans, axis=1).ravel().tolist()), self.name)
 
+    def mirrored(self) -> "ImagesByClass":
+        """Twice the images: those of each class, then their mirror images. The copy lies in memory."""
+        own = self.compact()
+        parts = [(own.images[start:stop], own.images[start:stop, :, ::-1]) for start, stop in own.spans]
+        images = np.concatenate([part for both in parts for part in both])
+        images.flags.writeable = False
+        return ImagesByClass(images, self.classes, _spans((2 * np.diff(own.spans, axis=1).ravel()).tolist()), self.name)
+
 
 @dataclass(frozen=True, eq=False)
 class MetaSets:

@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from metalstm.console import console
-from metalstm.episodes import Episode
+from metalstm.episodes import Episode, Labelled
 from metalstm.errors import UserError
 from metalstm.methods import Method
 
@@ -83,12 +83,12 @@ def share(numbers: range) -> range:
     return numbers[rank() :: world_size()]
 
 
-def wrap(method: Method, episode: Episode) -> nn.Module:
+def wrap(method: Method, batch: Episode | Labelled) -> nn.Module:
     """The method with gradients that are the mean over all processes, and its weights those of process 0.
 
     Args:
         method: What to wrap.
-        episode: Any episode to be meta-trained on.
+        batch: Any batch to be meta-trained on.
     """
     if world_size() == 1:
         return method
@@ -96,7 +96,8 @@ def wrap(method: Method, episode: Episode) -> nn.Module:
     if world_size() > 2:
         # After its first backward pass it sorts gradients anew, and sums of more than two round otherwise from then on.
         # Thrown away, that pass makes a resumed run sum as an uninterrupted one does.
-        model(episode)[0].backward()
+        model.eval()(batch)[0].backward()
+        model.train()
     return model
 
 

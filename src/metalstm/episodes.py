@@ -36,6 +36,14 @@ class Episode:
     query: Query
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """A mini-batch of images of all classes, for pre-training."""
+
+    x: Float[Tensor, "n channels height width"]  # in 0..1
+    y: Int[Tensor, " n"]  # number of the class in the meta-set
+
+
 class EpisodeSampler:
     """Episode number k of a meta-set: a function of the seed and k alone.
 
@@ -81,11 +89,9 @@ class EpisodeSampler:
                     f"class {name!r} has {has} images, but {n_shot}-shot with {n_query} queries needs {needed}: "
                     f"add {needed - has}, or pass {instead}"
                 )
-        self.device = torch.device(device)
-        if self.device.type != "cpu":
-            images = images.compact()
-            self._resident = torch.tensor(images.images, device=self.device)
-        self.images, self.n_way, self.n_shot, self.n_query, self.seed = images, n_way, n_shot, n_query, seed
+        self.pixels = _Pixels(images, device)
+        self.images, self.device = self.pixels.images, self.pixels.device
+        self.n_way, self.n_shot, self.n_query, self.seed = n_way, n_shot, n_query, seed
 
     def __getitem__(self, index: int) -> Episode:
         """Episode number `index`."""
@@ -95,15 +101,23 @@ class EpisodeSampler:
         """The episodes of these numbers as a batch of tasks, (n_tasks, ...)."""
         support, labels, query = zip(*(self._draw(index) for index in indices), strict=True)
         query_y = torch.arange(self.n_way).repeat_interleave(self.n_query).expand(len(indices), -1)
+        load, here = self.pixels.load, self.pixels.here
         return Episode(
-            Support(self._load(np.stack(support)), self._here(torch.from_numpy(np.stack(labels))), self.n_way),
-            Query(self._load(np.stack(query)), self._here(query_y)),
+            Support(load(np.stack(support)), here(torch.from_numpy(np.stack(labels))), self.n_way),
+            Query(load(np.stack(query)), here(query_y)),
         )
+
+    def classes(self, index: int) -> list[int]:
+        """The classes of an episode, as numbers in the meta-set; its label k is number k of these."""
+        return self._classes(index)[1].tolist()
+
+    def _classes(self, index: int) -> tuple[np.random.RandomState, np.ndarray]:
+        rng = np.random.RandomState([self.seed, index])  # its stream never changes; that of newer generators may
+        return rng, rng.choice(len(self.images.classes), self.n_way, replace=False)
 
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of the support images, their labels, and rows of the query images."""
-        rng = np.random.RandomState([self.seed, index])  # its stream never changes; that of newer generators may
-        classes = rng.choice(len(self.images.classes), self.n_way, replace=False)
+        rng, classes = self._classes(index)
         rows = np.stack(
             [rng.choice(np.arange(*self.images.spans[c]), self.n_shot + self.n_query, replace=False) for c in classes]
         )
@@ -111,12 +125,55 @@ class EpisodeSampler:
         labels = np.repeat(np.arange(self.n_way), self.n_shot)
         return rows[:, : self.n_shot].reshape(-1)[order], labels[order], rows[:, self.n_shot :].reshape(-1)
 
-    def _load(self, rows: np.ndarray) -> Float[Tensor, "n_tasks n channels height width"]:
+
+class BatchSampler:
+    """Mini-batch number k of a meta-set's images, whatever their class: a function of the seed and k alone.
+
+    Args:
+        images: The meta-set.
+        batch_size: Images a mini-batch, drawn with replacement.
+        seed: Mini-batches with another seed are other ones.
+        device: Where they are made, as for `EpisodeSampler`.
+    """
+
+    def __init__(self, images: ImagesByClass, batch_size: int, seed: int = 0, device: torch.device | str = "cpu"):
+        self.pixels = _Pixels(images, device)
+        spans = self.pixels.images.spans
+        self._rows = np.concatenate([np.arange(*span) for span in spans])
+        self._labels = np.repeat(np.arange(len(spans)), np.diff(spans).ravel())
+        self.batch_size, self.seed = batch_size, seed
+
+    def __getitem__(self, index: int) -> Labelled:
+        """Mini-batch number `index`."""
+        return self.batch([index])
+
+    def batch(self, indices: list[int] | range) -> Labelled:
+        """The mini-batches of these numbers as one."""
+        chosen = np.concatenate(
+            [np.random.RandomState([self.seed, k]).randint(len(self._rows), size=self.batch_size) for k in indices]
+        )
+        labels = torch.from_numpy(self._labels[chosen])
+        return Labelled(self.pixels.load(self._rows[chosen]), self.pixels.here(labels))
+
+
+class _Pixels:
+    """The images of a meta-set where they are needed, off the CPU in bytes; there a copy is made once."""
+
+    def __init__(self, images: ImagesByClass, device: torch.device | str):
+        self.device = torch.device(device)
+        if self.device.type != "cpu":
+            images = images.compact()
+            self._resident = torch.tensor(images.images, device=self.device)
+        self.images = images
+
+    def load(self, rows: np.ndarray) -> Float[Tensor, "*n channels height width"]:
+        """Images by their numbers, in 0..1."""
         if self.device.type == "cpu":
             pixels = torch.from_numpy(self.images.images[rows])
         else:
-            pixels = self._resident[self._here(torch.from_numpy(rows))]
+            pixels = self._resident[self.here(torch.from_numpy(rows))]
         return pixels.movedim(-1, -3).float().div_(255)
 
-    def _here(self, numbers: Tensor) -> Tensor:
+    def here(self, numbers: Tensor) -> Tensor:
+        """Numbers on the device."""
         return numbers if self.device.type == "cpu" else numbers.to(self.device, non_blocking=True)

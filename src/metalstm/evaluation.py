@@ -1,16 +1,25 @@
 """The protocol: accuracy over many episodes, with its 95 % confidence interval."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from pathlib import Path
+from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from metalstm import distributed
+from metalstm import checkpoint, distributed, recipes
 from metalstm.console import track
+from metalstm.datasets import MetaSets
 from metalstm.episodes import EpisodeSampler
-from metalstm.methods import Method
+from metalstm.errors import UserError
+from metalstm.learners import Conv4
+from metalstm.methods import GradientMethod, Method
 
+EPISODES = 600  # meta-test episodes of the paper's table
 TOGETHER = 25  # episodes at a time, off the CPU
 
 
@@ -35,7 +44,6 @@ class Accuracy:
         return f"{self.mean:.2f} +- {self.ci95:.2f} %"
 
 
-@torch.no_grad()
 def evaluate(
     method: Method,
     sampler: EpisodeSampler,
@@ -52,17 +60,128 @@ def evaluate(
         episodes: How many; 600 in the paper.
         description: What a progress bar says; none is shown without it.
     """
-    mine = distributed.share(range(episodes))
+    accuracies = torch.zeros(episodes, dtype=torch.float64, device=sampler.device)
+    for numbers, predicted, y in _predictions(method, sampler, distributed.share(range(episodes)), description):
+        accuracies[numbers.start : numbers.stop : numbers.step] = (predicted == y).double().mean(-1)
+    return Accuracy((100 * distributed.total(accuracies)).tolist())
+
+
+def confusion(
+    method: Method, sampler: EpisodeSampler, episodes: int, description: str | None = None
+) -> Float[Tensor, "n_classes n_classes"]:
+    """How often queries of a class (row) are taken for another (column), of those where both were in the episode.
+
+    Shares of 1, NaN where two classes never met; the diagonal is the share that is classified rightly.
+    """
+    n = len(sampler.images.classes)
+    taken, met = torch.zeros(n, n), torch.zeros(n, n)
+    for numbers, predicted, y in _predictions(method, sampler, range(episodes), description):
+        for number, guesses, labels in zip(numbers, predicted.cpu(), y.cpu(), strict=True):
+            classes = torch.tensor(sampler.classes(number))
+            taken.index_put_((classes[labels], classes[guesses]), torch.ones(len(labels)), accumulate=True)
+            met[classes[:, None], classes] += len(labels) / len(classes)
+    return taken / met.where(met > 0, torch.nan)
+
+
+@torch.no_grad()
+def _predictions(
+    method: Method, sampler: EpisodeSampler, mine: range, description: str | None
+) -> Iterator[tuple[range, Tensor, Tensor]]:
+    """Numbers of some episodes, and the labels, predicted and true, of their queries (len(numbers), n_query)."""
     together = 1 if sampler.device.type == "cpu" else TOGETHER
     batches: Sequence[range] = [mine[start : start + together] for start in range(0, len(mine), together)]
-    accuracies = torch.zeros(episodes, dtype=torch.float64, device=sampler.device)
     was_training = method.training
     method.eval()
-    for numbers in track(batches, description) if description else batches:
+    shown: Iterable[range] = track(batches, description) if description else batches
+    for numbers in shown:
         episode = sampler.batch(numbers)
-        logits = method.logits(method.adapt(episode.support), episode.query.x)
-        accuracies[numbers.start : numbers.stop : numbers.step] = (
-            (logits.argmax(-1) == episode.query.y).double().mean(-1)
-        )
+        yield numbers, method.logits(method.adapt(episode.support), episode.query.x).argmax(-1), episode.query.y
     method.train(was_training)
-    return Accuracy((100 * distributed.total(accuracies)).tolist())
+
+
+def evaluate_checkpoint(
+    name: str | Path,
+    meta_sets: MetaSets,
+    split: str,
+    n_way: int | None = None,
+    n_shot: int | None = None,
+    n_query: int = 15,
+    episodes: int = EPISODES,
+    seed: int = 0,
+    query_norm: recipes.QueryNorm | None = None,
+    precision: recipes.Precision | None = None,
+    device: torch.device | str = "cpu",
+) -> dict[str, Any]:
+    """Test a checkpoint by the protocol.
+
+    Args:
+        name: A shipped checkpoint's name, a run folder or a file.
+        meta_sets: The data that it was trained on.
+        split: One of the three.
+        n_way: Classes an episode; as trained by default.
+        n_shot: Support images a class; as trained by default.
+        n_query: Query images a class.
+        episodes: How many.
+        seed: Of the episodes.
+        query_norm: Another normalisation of queries than the checkpoint's, for gradient methods.
+        precision: Another precision than the checkpoint's.
+        device: Where to compute.
+
+    Returns:
+        Everything that `metalstm evaluate --json` writes: plain values, accuracies in percent.
+
+    Raises:
+        UserError: The checkpoint was trained on other data, or serves no such number of classes.
+    """
+    with distributed.together():
+        path = checkpoint.find(name)
+        method, config, _ = checkpoint.load_method(path)
+        if meta_sets.digest != config.data_digest:
+            mend = f"pass --data {config.data}"
+            if meta_sets.name == config.data:
+                mend = "the files, or the version of Pillow that resized them, differ: see metalstm data check"
+            raise UserError(
+                f"{name} was trained on {config.data} (digest {config.data_digest[:12]}), but "
+                f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): {mend}"
+            )
+    n_way = config.n_way if n_way is None else n_way
+    n_shot = config.n_shot if n_shot is None else n_shot
+    sampler = EpisodeSampler(meta_sets.splits[split], n_way, n_shot, n_query, seed, device)
+    precision = precision or config.settings.precision
+    for module in method.modules():
+        if isinstance(module, Conv4):
+            module.bf16 = precision == "bf16"
+    if isinstance(method, GradientMethod):
+        method.theta_0(n_way)  # may refuse this number of classes
+        method.query_norm = query_norm = query_norm or method.query_norm
+    if isinstance(config.settings, recipes.MetaLSTMSettings):
+        assert isinstance(method, GradientMethod)
+        method.epochs = recipes.epochs(config, n_shot)
+    allow_tf32(precision)
+    start = time.perf_counter()
+    accuracy = evaluate(method.to(device), sampler, episodes, f"evaluating on {split}")
+    return {
+        "method": config.method,
+        "data": config.data,
+        "split": split,
+        "n_way": n_way,
+        "n_shot": n_shot,
+        "n_query": n_query,
+        "episodes": episodes,
+        "accuracy": accuracy.mean,
+        "ci95": accuracy.ci95,
+        "seed": seed,
+        "query_norm": query_norm,
+        "precision": precision,
+        "transductive": query_norm == "batch",
+        "recipe": config.recipe,
+        "changes": config.changes(),
+        "checkpoint_sha256": checkpoint.sha256(path),
+        "seconds": time.perf_counter() - start,
+        "per_episode": accuracy.per_episode,
+    }
+
+
+def allow_tf32(precision: recipes.Precision) -> None:
+    """Of the whole process, and of no account but on CUDA."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"

@@ -650,13 +650,13 @@ void block_backward(
     }
 }
 
-// The gradients of block_backward's outputs, without given moments: of d_x (u), d_gamma and d_beta, to its inputs d_y, x
-// and gamma, and to d_mean and d_var. With Q(v) = v - mean(v) - normalised * mean(v * normalised), linear and symmetric,
+// The gradients of block_backward's outputs: of d_x (u), d_gamma and d_beta, to its inputs d_y, x and gamma, and without
+// given moments to d_mean and d_var. With Q(v) = v - mean(v) - normalised * mean(v * normalised), linear and symmetric,
 // d_x = gamma rstd Q(d) + ..., and normalised itself has the derivative rstd Q in x.
 template <class S, class N = typename Images<S>::N>
 void block_double_backward(
-    const Images<S>& images, const S* d_y, const N* d_var, const S* u, const N* by_gamma, const N* by_beta, S* out_d_y,
-    S* out_x, N* out_gamma, N* out_mean, N* out_var, int threads
+    const Images<S>& images, bool given, const S* d_y, const N* d_var, const S* u, const N* by_gamma, const N* by_beta,
+    S* out_d_y, S* out_x, N* out_gamma, N* out_mean, N* out_var, int threads
 ) {
     using V = typename Traits<S>::Vector;
     using I = typename Traits<S>::Integers;
@@ -692,6 +692,14 @@ void block_double_backward(
     std::vector<N> constant(C), slope(C), by_u(C), by_d(C), scale(C), at_d(C), at_pooled(C);
     for (int64_t c = 0; c < C; c++) {
         const double M = images.pixels(), r = images.rstd[c], g = images.gamma[c];
+        if (given) {  // constants: d_x = gamma rstd d
+            by_d[c] = by_gamma[c] * r;
+            scale[c] = g * r;
+            at_d[c] = by_beta[c];
+            at_pooled[c] = by_gamma[c];
+            out_gamma[c] = r * sums[4 * C + c];
+            continue;
+        }
         const double d = sums[c] / M, D = sums[C + c] / M, mean_u = sums[2 * C + c] / M, A = sums[3 * C + c] * r / M;
         const double E = sums[4 * C + c] / M - mean_u * d - A * D;  // mean(u Q(d))
         by_u[c] = 2 * d_var[c] / M - g * r * r * D;
@@ -810,7 +818,7 @@ void metalstm_block_backward(int bytes, const int64_t* sizes, int given, void** 
     });
 }
 
-void metalstm_block_double_backward(int bytes, const int64_t* sizes, void** arrays, int threads) {
+void metalstm_block_double_backward(int bytes, const int64_t* sizes, int given, void** arrays, int threads) {
     with_images(bytes, sizes, arrays, [&](const auto& images, Arrays& from, auto zero) {
         using S = decltype(zero);
         using N = typename Images<S>::N;
@@ -821,7 +829,7 @@ void metalstm_block_double_backward(int bytes, const int64_t* sizes, void** arra
         S *out_d_y = from, *out_x = from;
         N *out_gamma = from, *out_mean = from, *out_var = from;
         block_double_backward(
-            images, d_y, d_var, u, by_gamma, by_beta, out_d_y, out_x, out_gamma, out_mean, out_var, threads
+            images, given, d_y, d_var, u, by_gamma, by_beta, out_d_y, out_x, out_gamma, out_mean, out_var, threads
         );
     });
 }

@@ -226,16 +226,23 @@ def block_backward(
 
 
 def block_double_backward(
-    block: Block, d_y: Tensor, d_moments: Tensor, v_x: Tensor, v_gamma: Tensor, v_beta: Tensor, out_gamma: Tensor
+    block: Block,
+    d_y: Tensor,
+    d_moments: Tensor,
+    v_x: Tensor,
+    v_gamma: Tensor,
+    v_beta: Tensor,
+    out_gamma: Tensor,
+    given: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward of `block_backward`, moments not given: v are the cotangents of its outputs.
+    """Backward of `block_backward`: v are the cotangents of its outputs; moments that were given are constants.
 
     Returns:
-        The gradients in d_y, x and d_moments; that in gamma is written.
+        The gradients in d_y, x and, if the moments were not given, d_moments; that in gamma is written.
     """
     n, channels, height, width = block.x.shape
     out_d_y, out_x, out_moments = torch.empty_like(d_y), torch.empty_like(block.x), torch.empty_like(d_moments)
     outputs = out_d_y, out_x, out_gamma, out_moments[0], out_moments[1]
     arrays = d_y, d_moments[1], v_x, v_gamma, v_beta
-    _call("block_double_backward", v_x, (n, height, width, channels), *block, *arrays, *outputs)
+    _call("block_double_backward", v_x, (n, height, width, channels), *block, *arrays, *outputs, extra=[int(given)])
     return out_d_y, out_x, out_moments

@@ -30,6 +30,11 @@ class Conv4(nn.Module):
         unit_gamma: Start batch-norm's gamma at 1 instead of U(0, 1).
         bf16: Convolve in bfloat16, which is faster where the hardware has it. theta, moments and logits stay as they
             are.
+        dropout: Share of the numbers behind each block that are set to 0 while the module is in training mode.
+        unit_features: Let the head see features of the length sqrt(n_features), so that a head that starts at 0
+            compares by the cosine.
+        mirror: In evaluation mode, let the head see the mean of the features of an image and of its mirror image; twice
+            the work.
 
     References:
         Ravi & Larochelle 2017, section 5.1 (learner); eps 1e-3 from the authors' code.
@@ -45,6 +50,9 @@ class Conv4(nn.Module):
         conv_bias: bool = True,
         unit_gamma: bool = False,
         bf16: bool = False,
+        dropout: float = 0.0,
+        unit_features: bool = False,
+        mirror: bool = False,
     ):
         super().__init__()
         channels, height, width = image_shape
@@ -53,6 +61,7 @@ class Conv4(nn.Module):
         self.image_shape = (channels, height, width)
         self.filters = filters
         self.conv_bias, self.unit_gamma, self.bf16 = conv_bias, unit_gamma, bf16
+        self.dropout, self.unit_features, self.mirror = dropout, unit_features, mirror
         self.n_features = filters * (height >> self.n_blocks) * (width >> self.n_blocks)
         self.n_moments = 2 * filters * self.n_blocks
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -123,13 +132,12 @@ class Conv4(nn.Module):
                 are used. Gradients flow through them either way.
         """
         features, moments = self.features(theta, x, moments)
-        head = theta[..., self.n_body :].unflatten(-1, (-1, self.n_features + 1))
-        weight, bias = head[..., :-1], head[..., -1]
-        return features @ weight.mT + bias.unsqueeze(-2), moments
+        return _head(theta[..., self.n_body :], features), moments
 
     def unbiased(self, moments: Float[Tensor, "*tasks n_moments"], n_images: int) -> Float[Tensor, "*tasks n_moments"]:
         """Moments of a batch with n / (n - 1) on the variances, as Torch7's running averages take them."""
         pixels = [(self.image_shape[1] >> block) * (self.image_shape[2] >> block) for block in range(self.n_blocks)]
+        n_images *= 1 + (self.mirror and not self.training)
         return moments * _unbiasing(tuple(n_images * n for n in pixels), self.filters, moments.dtype, moments.device)
 
     def initial_moments(self) -> Float[Tensor, " n_moments"]:
@@ -137,10 +145,21 @@ class Conv4(nn.Module):
         return torch.tensor([0.0, 1.0]).repeat_interleave(self.filters).repeat(self.n_blocks)
 
     def _features(self, theta: Tensor, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.mirror and not self.training:
+            features, moments = self._embed(theta, torch.cat([x, x.flip(-1)]), moments)
+            features = features.unflatten(0, (2, -1)).mean(0)
+        else:
+            features, moments = self._embed(theta, x, moments)
+        if self.unit_features:
+            features = F.normalize(features, dim=-1) * sqrt(self.n_features)
+        return features, moments
+
+    def _embed(self, theta: Tensor, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
         dtype = torch.bfloat16 if self.bf16 else theta.dtype
         shape = blocks.Shape(self.n_blocks, self.image_shape[0], self.filters, self.conv_bias, self.eps, dtype)
         body, others = theta[: self.n_body], [x.to(theta.dtype), *([] if moments is None else [moments])]
-        if not x.requires_grad and kernels.can_block(theta, others, dtype, self.filters):
+        dropout = self.dropout if self.training else 0.0
+        if not dropout and not x.requires_grad and kernels.can_block(theta, others, dtype, self.filters):
             x, moments = blocks.features(shape, body, x, moments)
             return x.flatten(1).to(theta.dtype), moments
         pairs = [None] * self.n_blocks if moments is None else moments.view(self.n_blocks, 2, self.filters).unbind()
@@ -149,8 +168,65 @@ class Conv4(nn.Module):
         for (weight, bias, gamma, beta), given in zip(shape.parts(body), pairs, strict=True):
             x = F.conv2d(x, weight.to(dtype), None if bias is None else bias.to(dtype), padding=1)
             x, mean, var = _block(x, gamma, beta, self.eps, given)
+            x = F.dropout(x, dropout) if dropout else x
             used += [mean, var]
         return x.flatten(1).to(theta.dtype), torch.cat(used)
+
+
+class Linear(nn.Module):
+    """A linear head on features that come as images: (n_features, 1, 1), say. It normalises nothing.
+
+    Args:
+        image_shape: Channels, height and width of what comes in.
+    """
+
+    n_body = 0
+    n_moments = 0
+
+    def __init__(self, image_shape: Sequence[int]):
+        super().__init__()
+        channels, height, width = image_shape
+        self.image_shape = (channels, height, width)
+        self.n_features = prod(image_shape)
+
+    def layout(self, n_way: int) -> Layout:
+        """As `Conv4.layout`: the head is all."""
+        shape = n_way, self.n_features + 1
+        return {"head": (slice(0, prod(shape)), shape)}
+
+    def init(self, n_way: int, generator: torch.Generator) -> Float[Tensor, " n_params"]:
+        """As `Conv4.init`: U(+-1/sqrt(n_features))."""
+        return (2 * torch.rand(n_way * (self.n_features + 1), generator=generator) - 1) / sqrt(self.n_features)
+
+    def features(
+        self, theta: Tensor, x: Float[Tensor, "*tasks n channels height width"], moments: Tensor | None = None
+    ) -> tuple[Float[Tensor, "*tasks n n_features"], Float[Tensor, "*tasks 0"]]:
+        """The images, flat, and no moments."""
+        return x.flatten(-3), theta[..., :0]
+
+    def forward(
+        self,
+        theta: Float[Tensor, "*tasks n_params"],
+        x: Float[Tensor, "*tasks n channels height width"],
+        moments: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "*tasks n n_way"], Float[Tensor, "*tasks 0"]]:
+        """Logits, and no moments."""
+        features, moments = self.features(theta, x)
+        return _head(theta, features), moments
+
+    def unbiased(self, moments: Tensor, n_images: int) -> Tensor:
+        """There are none."""
+        return moments
+
+    def initial_moments(self) -> Float[Tensor, " 0"]:
+        """There are none."""
+        return torch.zeros(0)
+
+
+def _head(theta: Tensor, features: Tensor) -> Float[Tensor, "*tasks n n_way"]:
+    """Logits by the end of theta, where there is a row a class: weight, then bias."""
+    rows = theta.unflatten(-1, (-1, features.shape[-1] + 1))
+    return features @ rows[..., :-1].mT + rows[..., -1].unsqueeze(-2)
 
 
 @cache  # so that on a GPU no inner step waits for it
@@ -186,5 +262,5 @@ def _each_task(function: Callable[..., tuple[Tensor, ...]], *args: Tensor) -> tu
         results = [function(*task) for task in zip(*flat, strict=True)]
         stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
     else:
-        stacked = torch.vmap(function)(*flat)
+        stacked = torch.vmap(function, randomness="different")(*flat)
     return tuple(parts.unflatten(0, tasks) for parts in stacked)

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 from metalstm import checkpoint
 from metalstm.console import track
@@ -106,6 +108,37 @@ def gates(method: GradientMethod, episodes: Episode) -> Figure:
     return figure
 
 
+def confusion(matrix: Float[Tensor, "n_classes n_classes"], classes: Sequence[str]) -> Figure:
+    """What queries of a class (row) are taken for; of many classes, by what stands before the slash of their names.
+
+    Args:
+        matrix: Shares, as of `metalstm.evaluation.confusion`.
+        classes: The names of its rows.
+    """
+    if len(classes) > 40:
+        groups = [name.split("/")[0] for name in classes]
+        classes = sorted(set(groups))
+        member = torch.tensor([[group == name for name in classes] for group in groups]).float()
+        known = matrix.isfinite().float()
+        off = 1 - torch.eye(len(matrix))  # within a group, what is taken for another class of it
+        total = member.T @ (matrix.nan_to_num() * off) @ member
+        matrix = total / (member.T @ (known * off) @ member)
+    shares = 100 * matrix.numpy()
+    side = 2.5 + 0.33 * len(classes)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    off = shares.copy()
+    if len(classes) == len(matrix):
+        np.fill_diagonal(off, np.nan)
+    shown = axes.imshow(off, cmap="viridis", vmin=0)
+    ticks = range(len(classes))
+    axes.set_xticks(ticks, classes, rotation=90, fontsize=7)
+    axes.set_yticks(ticks, classes, fontsize=7)
+    axes.set(xlabel="taken for", ylabel="queries of")
+    figure.colorbar(shown, label="% of queries in episodes with both classes", shrink=0.7)
+    return figure
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a picture as PNG, whole or not at all."""
     checkpoint.write(path, png(figure))
@@ -137,26 +170,61 @@ def episode_picture(episode: Episode) -> Figure:
     return figure
 
 
-def page(title: str, blocks: Sequence[str | Figure | tuple[Sequence[str], Sequence[Sequence[str]]]]) -> str:
+class Heading(str):
+    """A text block that heads a section."""
+
+
+class Strong(str):
+    """A cell of a table that stands out."""
+
+
+TableBlock = tuple[Sequence[str], Sequence[Sequence[str]]]  # head and rows; the first column names the rows
+Block = str | Figure | TableBlock
+
+
+def markdown(title: str, blocks: Sequence[Block]) -> str:
+    """The texts and tables of a page; pictures are left out."""
+    parts = [f"# {title}"]
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"## {block}")
+        elif isinstance(block, str):
+            parts.append(block)
+        elif not isinstance(block, Figure):
+            head, rows = block
+            lines = [head, ["---"] * len(head)]
+            lines += [[f"**{cell}**" if isinstance(cell, Strong) else cell for cell in row] for row in rows]
+            parts.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def page(title: str, blocks: Sequence[Block]) -> str:
     """A self-contained HTML page.
 
     Args:
         title: Its heading.
-        blocks: In order: texts, pictures, and tables as (head, rows).
+        blocks: In order: texts, headings, pictures, and tables.
     """
     body = [f"<h1>{html.escape(title)}</h1>"]
     for block in blocks:
-        if isinstance(block, str):
+        if isinstance(block, Heading):
+            body.append(f"<h2>{html.escape(block)}</h2>")
+        elif isinstance(block, str):
             body.append(f"<p>{html.escape(block)}</p>")
         elif isinstance(block, Figure):
             body.append(f'<img alt="" src="data:image/png;base64,{base64.b64encode(png(block)).decode()}">')
         else:
             head, rows = block
             cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-            body.append(f"<table><tr>{cells}</tr>")
-            body += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
-            body.append("</table>")
+            body.append(f'<div class="table"><table><tr>{cells}</tr>')
+            body += ["<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows]
+            body.append("</table></div>")
     return _PAGE.format(title=html.escape(title), body="\n".join(body))
+
+
+def _cell(text: str) -> str:
+    inner = html.escape(text)
+    return f"<td><b>{inner}</b></td>" if isinstance(text, Strong) else f"<td>{inner}</td>"
 
 
 def _read(metrics: Path) -> list[dict[str, Any]]:
@@ -180,6 +248,8 @@ _PAGE = """<!doctype html>
 :root {{ color-scheme: light dark; }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
 table {{ border-collapse: collapse; margin: 1rem 0; }}
+.table {{ overflow-x: auto; }}
+h2 {{ margin-top: 2.5rem; }}
 th, td {{ text-align: left; padding: .35rem 1rem .35rem 0; border-bottom: 1px solid #8886; }}
 img {{ max-width: 100%; background: white; border-radius: 6px; margin: .5rem 0; }}
 </style></head><body>

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from rich.progress import TextColumn
 
 from metalstm import checkpoint, distributed
 from metalstm.console import console, progress
-from metalstm.datasets import MetaSets
-from metalstm.episodes import EpisodeSampler
+from metalstm.datasets import ImagesByClass, MetaSets
+from metalstm.episodes import BatchSampler, EpisodeSampler
 from metalstm.errors import Interrupted, UserError
 from metalstm.evaluation import evaluate
-from metalstm.methods import build
-from metalstm.recipes import RunConfig, TrainingSettings
+from metalstm.methods import GradientMethod, HeadOnly, Method, Pretrained, build
+from metalstm.recipes import PretrainedSettings, RunConfig, TrainingSettings, named
 
 LOG_EVERY = 50  # episodes between two lines of metrics.jsonl; the resume state is saved as often
 
@@ -57,10 +58,8 @@ def train(
     for name, parameter in method.named_parameters():
         parameters[settings.optimizer_lr if name.startswith("optimizer.") else settings.lr].append(parameter)
     optimizer = torch.optim.Adam({"params": group, "lr": lr, "initial_lr": lr} for lr, group in parameters.items())
-    images = meta_sets.splits["meta-train"]
-    task = config.n_way, config.n_shot, config.n_query, config.seed, device
-    sampler = EpisodeSampler(images.rotated() if settings.rotations else images, *task)
-    val_sampler = EpisodeSampler(meta_sets.splits["meta-val"], *task)
+    sampler = _sampler(config, meta_train_images(config, meta_sets), device)
+    val_sampler = _episodes(config, meta_sets.splits["meta-val"], device)
     at: dict[str, Any] = {"episode": 0, "seconds": 0.0, "best": -1.0, "best_episode": 0, "since_best": 0}
     path = out / "last.safetensors"
     state = None
@@ -75,6 +74,9 @@ def train(
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is not a state of this run ({error}): train anew with another --out") from error
         console.print(f"{out}: going on after episode {at['episode']:,}", soft_wrap=True)
+    elif settings.pretrain:
+        train(pretraining(config), meta_sets, out / "pretrained", True, device)
+        start_from(method, checkpoint.load_method(out / "pretrained")[0])
     if settings.episodes <= at["episode"] - settings.meta_batch:
         raise UserError(f"{out} is {at['episode']:,} episodes long already: pass at least as many --episodes")
     with distributed.together():
@@ -107,11 +109,12 @@ def train(
                     _cosine(numbers.start / settings.episodes) if settings.lr_decay else 1
                 )
             mine = distributed.share(numbers)
+            torch.manual_seed(numbers.start + distributed.rank())  # of dropout, so that a resumed run has the same
             weight = len(mine) / len(numbers)
             loss, accuracy = model(sampler.batch(mine))
             optimizer.zero_grad()
             (loss * (weight * distributed.world_size())).backward()  # the gradient is the mean over the processes
-            norm = torch.nn.utils.clip_grad_norm_(method.parameters(), settings.clip)
+            norm = torch.nn.utils.clip_grad_norm_(method.parameters(), settings.clip or math.inf)
             optimizer.step()
             losses.append(loss.detach() * weight)
             accuracies.append(accuracy * weight)
@@ -166,6 +169,75 @@ def train(
                     )
     if stopping:
         raise Interrupted(f"saved after episode {at['episode']:,}")
+
+
+def meta_train_images(config: RunConfig, meta_sets: MetaSets) -> ImagesByClass:
+    """What a run is meta-trained on: the meta-train classes, with those images and classes that its settings add."""
+    images = meta_sets.splits["meta-train"]
+    if config.training.mirrors:
+        images = images.mirrored()
+    return images.rotated() if config.training.rotations else images
+
+
+def pretraining(config: RunConfig) -> RunConfig[PretrainedSettings]:
+    """The run that a gradient method starts from: its network as a classifier of all meta-train classes.
+
+    `training.pretrain` is the number of mini-batches.
+    """
+    own = config.settings
+    settings, training = named("pretrained", config.recipe, config.data, config.n_shot)
+    settings = replace(settings, filters=own.filters, conv_bias=own.conv_bias, unit_gamma=own.unit_gamma)
+    training = replace(
+        training,
+        episodes=config.training.pretrain,
+        rotations=config.training.rotations,
+        mirrors=config.training.mirrors,
+    )
+    return replace(config, method="pretrained", settings=settings, training=training)
+
+
+def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | str = "cpu") -> float:
+    """How long training takes for an episode, or a mini-batch of pre-training, roughly: by the second of two steps."""
+    method, sampler = build(config).to(device), _sampler(config, meta_sets.splits["meta-train"], device)
+    seconds = 0.0
+    for number in range(2):
+        start = time.perf_counter()
+        method(sampler[number])[0].backward()
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+@torch.no_grad()
+def start_from(method: Method, pretrained: Method) -> None:
+    """Let a gradient method start from a pre-trained network.
+
+    It takes the body and the moments. A head that all classes share starts at 0, another one as it was drawn.
+
+    Raises:
+        UserError: The method has no theta_0, or one of another shape.
+    """
+    assert isinstance(pretrained, Pretrained)
+    if isinstance(method, HeadOnly):
+        method.body.copy_(pretrained.body)
+        method.moments.copy_(pretrained.moments)
+        return
+    if not isinstance(method, GradientMethod) or method.body_0.shape != pretrained.body.shape:
+        raise UserError("only a gradient method can start from a pre-trained network, and from one of its own shape")
+    method.body_0.copy_(pretrained.body)
+    method.moments_0.copy_(pretrained.moments)
+    if len(method.head_0) == 1:
+        method.head_0.zero_()
+
+
+def _sampler(config: RunConfig, images: ImagesByClass, device: torch.device | str) -> EpisodeSampler | BatchSampler:
+    """What a run is trained on, by number."""
+    if isinstance(config.settings, PretrainedSettings):
+        return BatchSampler(images, config.settings.batch_size, config.seed, device)
+    return _episodes(config, images, device)
+
+
+def _episodes(config: RunConfig, images: ImagesByClass, device: torch.device | str) -> EpisodeSampler:
+    return EpisodeSampler(images, config.n_way, config.n_shot, config.n_query, config.seed, device)
 
 
 def _check_processes(config: RunConfig) -> None:

@@ -1,13 +1,14 @@
 """What a method is."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from metalstm.episodes import Episode, Support
+from metalstm.episodes import Support
 
 Adapted = dict[str, Tensor]  # everything that one task, or each of a batch of tasks, taught
 
@@ -25,13 +26,16 @@ class Method(nn.Module, ABC):
     ) -> Float[Tensor, "*tasks n_query n_way"]:
         """Class scores of new images."""
 
-    def forward(self, episode: Episode) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def forward(self, batch: Any) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """What meta-training minimises, and beside it the query accuracy.
+
+        Args:
+            batch: Episodes, or for a method that is pre-trained a mini-batch of labelled images.
 
         Returns:
             Mean cross-entropy of the queries in nats, and the share of them that is classified rightly, in 0..1.
         """
-        return score(self.logits(self.adapt(episode.support), episode.query.x), episode.query.y)
+        return score(self.logits(self.adapt(batch.support), batch.query.x), batch.query.y)
 
 
 def cross_entropy(logits: Float[Tensor, "*tasks n n_way"], y: Int[Tensor, "*tasks n"]) -> Float[Tensor, "*tasks"]:

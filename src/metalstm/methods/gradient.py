@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metalstm.episodes import Episode, Support
 from metalstm.errors import UserError
-from metalstm.learners import Conv4
+from metalstm.learners import Conv4, Linear
 from metalstm.methods.base import Adapted, Method, cross_entropy, score
 from metalstm.optimizers import InnerOptimizer
 from metalstm.recipes import QueryNorm
@@ -29,14 +29,16 @@ class Step(NamedTuple):
 class GradientMethod(Method):
     """A learner trained from a learned initialisation theta_0 by an inner optimiser.
 
-    With `MetaLSTM` as the inner optimiser this is the Meta-Learner LSTM; with `SGD` it is MAML.
+    With `MetaLSTM` as the inner optimiser this is the Meta-Learner LSTM; with `SGD` it is MAML; with a pre-trained
+    theta_0 and any rule it is fine-tuning.
 
     Args:
         learner: The network.
         optimizer: The rule by which theta changes.
         n_way: Number of classes; any number will do where the head is shared.
         epochs: Passes over the support set.
-        batch_size: Images a mini-batch; consecutive slices of the support set, the last one may be smaller.
+        batch_size: Images a mini-batch; consecutive slices of the support set, the last one may be smaller. None takes
+            the whole support set.
         order: 1 takes gradients and losses of the learner as constants for the meta-gradient (the paper's "gradient
             independence"), 2 lets second derivatives through, but for those of running moments.
         query_norm: The moments by which the learner normalises queries when it is used: `running` averages
@@ -44,6 +46,8 @@ class GradientMethod(Method):
             `batch` itself, which is transductive.
         train_query_norm: The same in meta-training; `batch` in the paper.
         norm_momentum: Weight of the new batch in the running averages.
+        keep_moments: Normalise everything by `moments_0`, those of the pre-training, and leave these as they are:
+            `running` averages that do not move. Of a handful of images, moments are noise.
         divide_gradient: Divide the gradient of the mean loss by the mini-batch size once more, as the authors' code
             does.
         shared_head: Learn one row of the head and start every class from it, instead of a row for each class.
@@ -55,17 +59,20 @@ class GradientMethod(Method):
         Ravi & Larochelle 2017, algorithm 1; Ye & Chao 2021 (arXiv 2106.16245) for the shared head.
     """
 
+    moments_0: Tensor
+
     def __init__(
         self,
-        learner: Conv4,
+        learner: Conv4 | Linear,
         optimizer: InnerOptimizer,
         n_way: int,
         epochs: int,
-        batch_size: int,
+        batch_size: int | None,
         order: Literal[1, 2] = 1,
         query_norm: QueryNorm = "running",
         train_query_norm: QueryNorm = "batch",
         norm_momentum: float = 0.95,
+        keep_moments: bool = False,
         divide_gradient: bool = False,
         shared_head: bool = False,
         recompute: bool = False,
@@ -76,11 +83,12 @@ class GradientMethod(Method):
         self.epochs, self.batch_size, self.order = epochs, batch_size, order
         self.query_norm: QueryNorm = query_norm
         self.train_query_norm: QueryNorm = train_query_norm
-        self.norm_momentum = norm_momentum
+        self.norm_momentum, self.keep_moments = norm_momentum, keep_moments
         self.divide_gradient, self.recompute = divide_gradient, recompute
         theta_0 = learner.init(1 if shared_head else n_way, generator or torch.default_generator)
         self.body_0 = nn.Parameter(theta_0[: learner.n_body])
         self.head_0 = nn.Parameter(theta_0[learner.n_body :].view(-1, learner.n_features + 1))
+        self.register_buffer("moments_0", learner.initial_moments())
 
     def theta_0(self, n_way: int) -> Float[Tensor, " n_params"]:
         """The learned initialisation for a number of classes.
@@ -93,15 +101,19 @@ class GradientMethod(Method):
             raise UserError(f"this method was meta-trained for {rows} classes and serves no other number: got {n_way}")
         return torch.cat([self.body_0, self.head_0.expand(n_way, -1).flatten()])
 
-    def trajectory(self, support: Support) -> Iterator[Step]:
-        """The inner loop: one `Step` after each update of theta. There is no other."""
+    def start(self, support: Support) -> Step:
+        """Where the inner loop starts; the loss, which nothing was computed of, is NaN."""
         tasks = support.y.shape[:-1]
         theta = self.theta_0(support.n_way).expand(*tasks, -1)
-        state = self.optimizer.init(theta)
-        moments = self.learner.initial_moments().to(theta).expand(*tasks, -1)
+        moments = self.moments_0.expand(*tasks, -1)
+        return Step(theta, theta.new_full(tasks, torch.nan), moments, self.optimizer.init(theta))
+
+    def trajectory(self, support: Support) -> Iterator[Step]:
+        """The inner loop: one `Step` after each update of theta. There is no other."""
+        theta, _, moments, state = self.start(support)
+        size = self.batch_size or support.y.shape[-1]
         for _ in range(self.epochs):
-            batches = zip(support.x.split(self.batch_size, -4), support.y.split(self.batch_size, -1), strict=True)
-            for x, y in batches:
+            for x, y in zip(support.x.split(size, -4), support.y.split(size, -1), strict=True):
                 if self.recompute and torch.is_grad_enabled():
                     step = checkpoint(
                         self._step, theta, moments, state, x, y, use_reentrant=False, preserve_rng_state=False
@@ -118,7 +130,7 @@ class GradientMethod(Method):
             `theta`, and the `moments` by which queries are to be normalised, unless they bring their own.
         """
         with torch.no_grad():  # meta-training has `forward`
-            return self._adapt(support, self.query_norm)
+            return self.finish(self._last(support), support)
 
     def logits(
         self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"]
@@ -126,14 +138,14 @@ class GradientMethod(Method):
         """Class scores of new images."""
         return self.learner(adapted["theta"], query_x, adapted.get("moments"))[0]
 
-    def forward(self, episode: Episode) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    def forward(self, batch: Episode) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The query loss and accuracy at the final theta, normalised as `train_query_norm` says."""
-        adapted = self._adapt(episode.support, self.train_query_norm)
-        return score(self.logits(adapted, episode.query.x), episode.query.y)
+        adapted = self.finish(self._last(batch.support), batch.support, self.train_query_norm)
+        return score(self.logits(adapted, batch.query.x), batch.query.y)
 
-    def _adapt(self, support: Support, query_norm: QueryNorm) -> Adapted:
-        step = deque(self.trajectory(support), maxlen=1)[0]
-        match query_norm:
+    def finish(self, step: Step, support: Support, query_norm: QueryNorm | None = None) -> Adapted:
+        """What is adapted if the inner loop on `support` ends with `step`; the method's own `query_norm` by default."""
+        match query_norm or self.query_norm:
             case "running":
                 return {"theta": step.theta, "moments": step.moments}
             case "support":
@@ -141,21 +153,26 @@ class GradientMethod(Method):
             case "batch":
                 return {"theta": step.theta}
 
+    def _last(self, support: Support) -> Step:
+        return deque(self.trajectory(support), maxlen=1)[0]
+
     def _step(self, theta: Tensor, moments: Tensor, state: Any, x: Tensor, y: Tensor) -> Step:
-        loss, grad, batch_moments = self._gradient(theta, x, y)
+        loss, grad, batch_moments = self._gradient(theta, x, y, moments if self.keep_moments else None)
         if self.divide_gradient:
             grad = grad / y.shape[-1]
         theta, state = self.optimizer.update(theta, grad, loss, state)
-        batch_moments = self.learner.unbiased(batch_moments, y.shape[-1])
-        return Step(theta, loss, moments.lerp(batch_moments, self.norm_momentum), state)
+        if not self.keep_moments:
+            batch_moments = self.learner.unbiased(batch_moments, y.shape[-1])
+            moments = moments.lerp(batch_moments, self.norm_momentum)
+        return Step(theta, loss, moments, state)
 
-    def _gradient(self, theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and its gradient at theta, (*tasks) and (*tasks, n_params), and the mini-batch's moments."""
+    def _gradient(self, theta: Tensor, x: Tensor, y: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and its gradient at theta, (*tasks) and (*tasks, n_params), and the moments that normalised."""
         second_order = self.order == 2 and torch.is_grad_enabled()
         with torch.enable_grad():
             if not second_order:
                 theta = theta.detach().requires_grad_()
-            logits, moments = self.learner(theta, x)
+            logits, used = self.learner(theta, x, moments)
             loss = cross_entropy(logits, y)
             (grad,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
-        return loss if second_order else loss.detach(), grad, moments.detach()
+        return loss if second_order else loss.detach(), grad, used.detach()

@@ -2,8 +2,16 @@
 
 from metalstm.optimizers.base import InnerOptimizer
 from metalstm.optimizers.meta_lstm import MetaLSTM, MetaLSTMState
-from metalstm.optimizers.rules import SGD
+from metalstm.optimizers.rules import RULES, SGD, Adadelta, Adagrad, Adam, Momentum
 
-OPTIMIZERS = {"meta-lstm": MetaLSTM, "sgd": SGD}
-
-__all__ = ["OPTIMIZERS", "SGD", "InnerOptimizer", "MetaLSTM", "MetaLSTMState"]
+__all__ = [
+    "RULES",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "InnerOptimizer",
+    "MetaLSTM",
+    "MetaLSTMState",
+    "Momentum",
+]

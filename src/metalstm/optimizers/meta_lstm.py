@@ -1,9 +1,9 @@
 """The learned optimiser: an LSTM whose cell state is the learner's parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
-from math import exp
+from math import exp, log
 from typing import NamedTuple
 
 import torch
@@ -35,10 +35,15 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         hidden_size: Of the ordinary LSTM; 20 in the paper.
         forget_bias: Range of the uniform distribution from which b_F is drawn.
         input_bias: The same for b_I. sigmoid(b_I) is the learning rate from which meta-training starts.
+        layers: Learn a factor of the gradient for each stretch of theta, of which these are the lengths; what lies
+            behind the last is one more. The gates' weights are shared by all coordinates, which else lets no layer
+            have a rate of its own. None for the paper's.
+        last_factor: Where the factor of the last stretch starts, the head's; the others start at 1.
         generator: Source of the random weights; torch's own by default.
 
     References:
-        Ravi & Larochelle 2017, sections 3.1 and 3.2; initial ranges from the authors' code.
+        Ravi & Larochelle 2017, sections 3.1 and 3.2; initial ranges from the authors' code. A learned rate for each
+        layer: Antoniou et al. 2019 (arXiv 1810.09502).
     """
 
     def __init__(
@@ -46,6 +51,8 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         hidden_size: int = 20,
         forget_bias: tuple[float, float] = (4.0, 5.0),
         input_bias: tuple[float, float] = (-5.0, -4.0),
+        layers: Sequence[int] | None = None,
+        last_factor: float = 1.0,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
@@ -63,6 +70,9 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         self.weight_i = uniform(-0.01, 0.01, hidden_size + 2)
         self.bias_f = uniform(*forget_bias)
         self.bias_i = uniform(*input_bias)
+        self.layers = layers
+        if layers is not None:
+            self.log_factors = nn.Parameter(torch.tensor([0.0] * len(layers) + [log(last_factor)]))
 
     def init(self, theta: Float[Tensor, "*tasks n_params"]) -> MetaLSTMState:
         """Zeros."""
@@ -91,6 +101,10 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         References:
             Ravi & Larochelle 2017, section 3.1, equations for i_t and f_t.
         """
+        if self.layers is not None:
+            lengths = *self.layers, theta.shape[-1] - sum(self.layers)
+            factors = self.log_factors.exp()
+            grad = grad * torch.cat([factor.expand(n) for factor, n in zip(factors, lengths, strict=True)])
         weights = (
             self.weight_x,
             self.weight_h,

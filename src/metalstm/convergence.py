@@ -1,0 +1,155 @@
+"""The paper's first complaint, measured: how fast does an optimiser learn from a few images?"""
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from metalstm import checkpoint
+from metalstm.evaluation import Accuracy, evaluate
+from metalstm.methods import GradientMethod, Pretrained, build
+from metalstm.optimizers import RULES, InnerOptimizer, MetaLSTM
+from metalstm.recipes import RunConfig
+from metalstm.table import Table, Task, finetuned
+from metalstm.tuning import Choice, curves
+
+POINTS = range(16)  # inner steps that are drawn
+LEARNED = "meta-lstm"
+
+
+def convergence(table: Table, task: Task, test_episodes: int = 200) -> dict[str, Any]:
+    """Support loss, query loss and query accuracy against inner steps, for every optimiser from three starts.
+
+    The starts: `random` weights; the `pretrained` network that fine-tuning starts from; the Meta-LSTM's own `theta_0`.
+    Only the last one tells the learned optimiser and the learned start apart. Fixed rules are tuned on meta-val for
+    each start. The Meta-LSTM was trained for its own number of steps, and is drawn beyond it.
+
+    Args:
+        table: With the Meta-LSTM and the pre-trained network, trained here if they are not yet.
+        task: The episodes.
+        test_episodes: Of meta-test, that the curves are means of.
+
+    Returns:
+        `points`, `meta_lstm_steps`, `episodes`, and for each start and optimiser its `curves` (means), `choice`, and
+        the query `accuracy` at its best step with `ci95` and `per_episode`.
+    """
+    method, config, _ = checkpoint.load_method(table.train("meta-lstm", "best", task))
+    pretrained, pretrained_config, _ = checkpoint.load_method(table.train("pretrained", "best", task))
+    assert isinstance(method, GradientMethod)
+    assert isinstance(method.optimizer, MetaLSTM)
+    assert isinstance(pretrained, Pretrained)
+    fresh = _at_random(method, config)
+    first = Choice("sgd", 0.0, 0.0, "running", 1, 0.0, 0)
+    with_head, _ = finetuned(pretrained_config, pretrained, first, False, task)
+    assert isinstance(with_head, GradientMethod)
+    starts: dict[str, GradientMethod] = {"random": fresh, "pretrained": with_head, "theta_0": method}
+    sampler = table.episodes("meta-test", task)
+    result: dict[str, Any] = {}
+    for start, from_there in starts.items():
+        result[start] = {}
+        for name in (LEARNED, *RULES):
+            path = table.out / "convergence" / f"{start}-{name}-{task}.json"
+            if not path.exists():
+                rival = copy.deepcopy(from_there)
+                rival.epochs, rival.batch_size = max(table.budget.read_at[-1], POINTS[-1]), None
+                choice = None
+                if name == LEARNED:
+                    rival.optimizer = copy.deepcopy(method.optimizer)
+                    if start == "pretrained":  # its layers have other lengths
+                        rival.optimizer = _relaid(rival.optimizer, with_head)
+                else:
+                    choice = table.tune(name, rival, task, f"from {start}, {task}: {name}")
+                    rival.optimizer = RULES[name](choice.lr, choice.decay)
+                    rival.query_norm = choice.query_norm
+                label = f"from {start}: {name}"
+                (read,) = curves(rival, sampler.__getitem__, range(test_episodes), POINTS, description=label)
+                steps = method.epochs if choice is None else choice.steps
+                at = min(steps, POINTS[-1])
+                accuracy = Accuracy(read.accuracy[:, at].tolist())
+                entry = {
+                    "choice": None if choice is None else asdict(choice),
+                    "steps": at,
+                    "accuracy": accuracy.mean,
+                    "ci95": accuracy.ci95,
+                    "per_episode": accuracy.per_episode,
+                    "curves": {key: values.mean(0).tolist() for key, values in read._asdict().items()},
+                }
+                checkpoint.write(path, (json.dumps(entry) + "\n").encode())
+            result[start][name] = json.loads(path.read_text())
+    return {
+        "points": list(POINTS),
+        "meta_lstm_steps": method.epochs,
+        "episodes": test_episodes,
+        "starts": result,
+    }
+
+
+def _at_random(method: GradientMethod, config: RunConfig) -> GradientMethod:
+    """The method with the weights that its training drew, from which no pre-training and no meta-training came."""
+    fresh = build(config)
+    assert isinstance(fresh, GradientMethod)
+    fresh.optimizer = copy.deepcopy(method.optimizer)
+    if fresh.keep_moments:  # those of the pre-training are nothing to random weights
+        fresh.keep_moments, fresh.query_norm = False, "support"
+    return fresh.to(method.moments_0.device).eval()
+
+
+def _relaid(optimizer: MetaLSTM, method: GradientMethod) -> MetaLSTM:
+    """A copy of a learned optimiser for a learner whose layers have other lengths, but the same names."""
+    optimizer = copy.deepcopy(optimizer)
+    if optimizer.layers is not None:
+        layout = method.learner.layout(0)
+        optimizer.layers = [place.stop - place.start for place, _ in layout.values()][:-1]
+    return optimizer
+
+
+def ablation(table: Table, task: Task) -> dict[str, Any]:
+    """What each part of a trained Meta-LSTM is worth: taken away after training, on the table's meta-test episodes.
+
+    Returns:
+        For `whole`, `theta_0 only` (the tuned rule that is best from there instead of the learned one), `gates only`
+        (random weights instead of theta_0), `f = 1` (no forgetting): `accuracy`, `ci95`, `per_episode`.
+    """
+    path = table.out / "convergence" / f"ablation-{task}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    method, config, _ = checkpoint.load_method(table.train("meta-lstm", "best", task))
+    assert isinstance(method, GradientMethod)
+    optimizer = method.optimizer
+    assert isinstance(optimizer, MetaLSTM)
+
+    def varied(change: Callable[[GradientMethod], None]) -> GradientMethod:
+        other = copy.deepcopy(method)
+        with torch.no_grad():
+            change(other)
+        return other
+
+    def unforgetting(other: GradientMethod) -> None:
+        assert isinstance(other.optimizer, MetaLSTM)
+        other.optimizer.weight_f.zero_()
+        other.optimizer.bias_f.fill_(torch.inf)
+
+    tuned = convergence(table, task)["starts"]["theta_0"]
+    best = max((Choice(**tuned[rule]["choice"]) for rule in RULES), key=lambda choice: choice.meta_val)
+
+    def ruled(other: GradientMethod) -> None:
+        rule: InnerOptimizer = RULES[best.rule](best.lr, best.decay)
+        other.optimizer, other.epochs, other.batch_size = rule, best.steps, None
+        other.query_norm = best.query_norm
+
+    variants = {
+        "whole": method,
+        f"theta_0 only ({best.rule})": varied(ruled),
+        "gates only": _at_random(method, config),
+        "f = 1": varied(unforgetting),
+    }
+    sampler = table.episodes("meta-test", task)
+    result = {}
+    for name, variant in variants.items():
+        accuracy = evaluate(variant, sampler, table.budget.test_episodes, f"ablation, {task}: {name}")
+        result[name] = {"accuracy": accuracy.mean, "ci95": accuracy.ci95, "per_episode": accuracy.per_episode}
+    checkpoint.write(path, (json.dumps(result) + "\n").encode())
+    return result

@@ -1,0 +1,374 @@
+"""Table 1: every row trained, tuned on meta-val, and tested on the same meta-test episodes."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from metalstm import checkpoint, recipes
+from metalstm.console import console
+from metalstm.datasets import MetaSets
+from metalstm.episodes import Episode, EpisodeSampler
+from metalstm.errors import unknown
+from metalstm.evaluation import EPISODES, evaluate, evaluate_checkpoint
+from metalstm.methods import GradientMethod, HeadOnly, Method, Pretrained, build
+from metalstm.optimizers import InnerOptimizer
+from metalstm.recipes import FinetuneSettings, QueryNorm, RunConfig
+from metalstm.training import pretraining, start_from, step_seconds, train
+from metalstm.tuning import FEW, MANY, READ_AT, Choice, tune
+
+NORMS: tuple[QueryNorm, ...] = ("running", "support")
+PATIENCE = 10  # validations without gain that end a training
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        name: Of its files, and for `--only`.
+        label: What a reader sees.
+        method: What is trained for it; "pixels" needs nothing.
+        recipe: Of that training.
+        rules: What fine-tunes; the best on meta-val is taken.
+        head_only: Whether fine-tuning leaves all but the head as it was.
+        paper: The paper's figure and its interval at 1 and at 5 shots, for mini-ImageNet.
+    """
+
+    name: str
+    label: str
+    method: str
+    recipe: str = "best"
+    rules: tuple[str, ...] = ()
+    head_only: bool = False
+    paper: tuple[tuple[float, float], ...] = ()
+
+
+_FINETUNE = ((28.86, 0.54), (49.79, 0.79))
+ROWS = (
+    Row("finetune-sgd", "Fine-tuning, SGD", "pretrained", rules=("sgd",), paper=_FINETUNE),
+    Row("finetune-momentum", "Fine-tuning, momentum", "pretrained", rules=("momentum",)),
+    Row("finetune-adagrad", "Fine-tuning, Adagrad", "pretrained", rules=("adagrad",)),
+    Row("finetune-adadelta", "Fine-tuning, Adadelta", "pretrained", rules=("adadelta",)),
+    Row("finetune-adam", "Fine-tuning, Adam", "pretrained", rules=("adam",)),
+    Row("finetune-head", "Fine-tuning, head only", "pretrained", rules=recipes.RULES, head_only=True),
+    Row("nearest-neighbor-pixels", "Nearest neighbour, pixels", "pixels"),
+    Row("nearest-neighbor", "Nearest neighbour", "pretrained", paper=((41.08, 0.70), (51.04, 0.65))),
+    Row("matching-net", "Matching Network", "matching-net", paper=((43.40, 0.78), (51.09, 0.71))),
+    Row("matching-net-fce", "Matching Network FCE", "matching-net-fce", paper=((43.56, 0.84), (55.31, 0.73))),
+    Row("meta-lstm-paper", "Meta-LSTM, paper", "meta-lstm", "paper", paper=((43.44, 0.77), (60.60, 0.71))),
+    Row("meta-lstm", "Meta-LSTM, best", "meta-lstm"),
+)
+AT_20_WAY = ("nearest-neighbor", "matching-net", "meta-lstm")  # rows of the tasks of 20 classes
+
+
+@dataclass(frozen=True)
+class Task:
+    """A column of the table."""
+
+    n_way: int
+    n_shot: int
+
+    def __str__(self) -> str:
+        return f"{self.n_way}w{self.n_shot}s"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much work goes into a table."""
+
+    train_episodes: int | None = None  # at the most; the recipe's own by default
+    val_every: int | None = None
+    val_episodes: int | None = None
+    few: int = FEW
+    many: int = MANY
+    read_at: tuple[int, ...] = READ_AT
+    test_episodes: int = EPISODES
+
+
+PRETRAINING = Task(5, 5)  # one for all: it has no shots, but for its validation
+QUICK = Budget(300, 100, 30, few=5, many=15, read_at=(1, 3, 7, 15), test_episodes=100)
+
+
+def tasks(data: str) -> tuple[Task, ...]:
+    """The columns of a data set's table."""
+    return (Task(5, 1), Task(5, 5), *([Task(20, 1)] if data == "omniglot" else []))
+
+
+def rows(task: Task) -> list[Row]:
+    """The lines of a column."""
+    return [row for row in ROWS if task.n_way == 5 or row.name in AT_20_WAY]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in the making; what is in its folder already is not made again.
+
+    Attributes:
+        meta_sets: The data.
+        out: Folder of the table: `runs/` with a run folder each, `checkpoints/` with what is tested, `rows/` with the
+            results.
+        budget: How much work goes into it.
+        seed: Of weights and episodes.
+        device: Where to compute.
+    """
+
+    meta_sets: MetaSets
+    out: Path
+    budget: Budget = Budget()
+    seed: int = 0
+    device: str = "cpu"
+
+    def make(self, row: Row, task: Task, seed: int | None = None) -> dict[str, Any]:
+        """Train, tune and test a row at a task, as far as that is still to do; gives its result.
+
+        Args:
+            row: The line.
+            task: The column.
+            seed: Of another training than the table's own; the test episodes stay the same.
+        """
+        path = self.result(row, task, seed)
+        name = path.stem
+        if path.exists():
+            return json.loads(path.read_text())
+        started = time.monotonic()
+        if row.method == "pixels":
+            result: dict[str, Any] = self._test_pixels(task)
+        else:
+            run = self.train(row.method, row.recipe, task, seed)
+            file = self.out / "checkpoints" / f"{name}.safetensors"
+            facts = self._choose(row, task, run, file)
+            console.print(f"{name}: chosen on meta-val: {facts['chosen']}; now meta-test is opened", soft_wrap=True)
+            result = evaluate_checkpoint(
+                file,
+                self.meta_sets,
+                "meta-test",
+                task.n_way,
+                task.n_shot,
+                episodes=self.budget.test_episodes,
+                seed=self.seed,
+                device=self.device,
+            )
+            result |= facts
+        result |= {"row": row.name, "label": row.label, "made_in_seconds": time.monotonic() - started}
+        checkpoint.write(path, (json.dumps(result) + "\n").encode())
+        console.print(f"{name}: {result['accuracy']:.2f} +- {result['ci95']:.2f} %", soft_wrap=True)
+        return result
+
+    def result(self, row: Row, task: Task, seed: int | None = None) -> Path:
+        """The file of a result."""
+        return self.out / "rows" / f"{_named(row.name, task, seed)}.json"
+
+    def seconds(self, row: Row, task: Task, seed: int | None = None) -> float:
+        """How long a result will take at the most, by two steps of its training and what its run has done already."""
+        if row.method == "pixels":
+            return 0.0
+        config = self.config(row.method, row.recipe, task, self.seed)
+        seconds = 0.0
+        for each in (config, pretraining(config)) if config.training.pretrain else (config,):
+            metrics = self._run(row.method, row.recipe, task, seed) / "metrics.jsonl"
+            done = json.loads(metrics.read_text().splitlines()[-1])["episode"] if metrics.exists() else 0
+            seconds += step_seconds(each, self.meta_sets, self.device) * max(0, each.training.episodes - done)
+        return seconds
+
+    def train(self, method: str, recipe: str, task: Task, seed: int | None = None) -> Path:
+        """The run folder of a training, which is done, or gone on with, if it has not ended yet."""
+        config = self.config(method, recipe, task, self.seed if seed is None else seed)
+        out = self._run(method, recipe, task, seed)
+        train(config, self.meta_sets, out, resume=True, device=self.device)
+        return out
+
+    def _run(self, method: str, recipe: str, task: Task, seed: int | None) -> Path:
+        task = PRETRAINING if method == "pretrained" else task
+        return self.out / "runs" / _named(f"{method}-{recipe}", task, seed)
+
+    def config(self, method: str, recipe: str, task: Task, seed: int) -> RunConfig:
+        """Of a training: its recipe within the budget."""
+        task = PRETRAINING if method == "pretrained" else task
+        settings, training = recipes.named(method, recipe, self.meta_sets.name, task.n_shot)
+        budget = self.budget
+        if budget.train_episodes is not None:
+            training = replace(training, episodes=min(training.episodes, budget.train_episodes))
+            training = replace(training, pretrain=min(training.pretrain, budget.train_episodes))
+        training = replace(
+            training,
+            val_every=budget.val_every or training.val_every,
+            val_episodes=budget.val_episodes or training.val_episodes,
+            patience=PATIENCE,
+        )
+        images = self.meta_sets.splits["meta-train"]
+        return RunConfig(
+            settings,
+            training,
+            method=method,
+            recipe=recipe,
+            data=self.meta_sets.name,
+            data_digest=self.meta_sets.digest,
+            licence=self.meta_sets.licence,
+            image_shape=images.image_shape,
+            n_classes=len(images.classes),
+            n_way=task.n_way,
+            n_shot=task.n_shot,
+            seed=seed,
+        )
+
+    def episodes(self, split: str, task: Task) -> EpisodeSampler:
+        """Episodes of a split; the same for every row."""
+        return EpisodeSampler(self.meta_sets.splits[split], task.n_way, task.n_shot, seed=self.seed, device=self.device)
+
+    def _choose(self, row: Row, task: Task, run: Path, file: Path) -> dict[str, Any]:
+        """Write the checkpoint that is to be tested, and tell how it was chosen."""
+        method, config, meta = checkpoint.load_method(run)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        start = run / "pretrained" / "metrics.jsonl"
+        seconds = lines[-1]["seconds"]
+        if start.exists():
+            seconds += json.loads(start.read_text().splitlines()[-1])["seconds"]
+        facts: dict[str, Any] = {"train_seconds": seconds, "train_episodes": lines[-1]["episode"]}
+        if row.rules:
+            assert isinstance(method, Pretrained)
+            choice = self.tune_finetuning(row, task, config, method)
+            method, config = finetuned(config, method, choice, row.head_only, task)
+            chosen: dict[str, Any] = asdict(choice)
+        else:
+            chosen = {"meta_val": meta["meta_val"], "episode": meta["episode"]}
+        facts["parameters"] = sum(parameter.numel() for parameter in method.parameters())
+        tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
+        checkpoint.save(file, tensors, {"config": config.to_dict(), **chosen})
+        return facts | {"chosen": chosen}
+
+    def tune_finetuning(self, row: Row, task: Task, config: RunConfig, pretrained: Pretrained) -> Choice:
+        """The rule of a row with the settings that are best on meta-val; kept, as it takes long."""
+        choices = []
+        for rule in row.rules:
+            path = self.out / "choices" / f"{row.name}-{rule}-{task}.json"
+            if not path.exists():
+                first = Choice(rule, 0.0, 0.0, "running", self.budget.read_at[-1], 0.0, 0)
+                method, _ = finetuned(config, pretrained, first, row.head_only, task)
+                choice = self.tune(rule, method.to(self.device), task, f"{row.name}-{task}: {rule}")
+                checkpoint.write(path, (json.dumps(asdict(choice)) + "\n").encode())
+            choices.append(Choice(**json.loads(path.read_text())))
+        return max(choices, key=lambda choice: choice.meta_val)
+
+    def tune(self, rule: str, method: Method, task: Task, description: str) -> Choice:
+        """Settings of a rule on meta-val, for a method whose own optimiser is of no account."""
+        sampler = self.episodes("meta-val", task)
+        episodes: Callable[[int], Episode] = sampler.__getitem__
+        norms: tuple[QueryNorm, ...] = NORMS
+        if isinstance(method, HeadOnly):
+            norms = ("running",)
+            episodes = cache(lambda k, whole=method: whole.embedded(sampler[k]))
+            method = method.head
+        assert isinstance(method, GradientMethod)
+        if method.keep_moments:
+            norms = (method.query_norm,)
+        start = method
+
+        def with_rule(optimizer: InnerOptimizer) -> GradientMethod:
+            start.optimizer = optimizer
+            return start
+
+        return tune(
+            rule, with_rule, episodes, norms, description, self.budget.few, self.budget.many, self.budget.read_at
+        )
+
+    def _test_pixels(self, task: Task) -> dict[str, Any]:
+        """Nearest neighbour in pixels, which has no checkpoint."""
+        from metalstm.methods import PixelNearestNeighbor
+
+        sampler = self.episodes("meta-test", task)
+        accuracy = evaluate(PixelNearestNeighbor(), sampler, self.budget.test_episodes, "pixels on meta-test")
+        return {
+            "method": "pixels",
+            "data": self.meta_sets.name,
+            "split": "meta-test",
+            "n_way": task.n_way,
+            "n_shot": task.n_shot,
+            "n_query": sampler.n_query,
+            "episodes": self.budget.test_episodes,
+            "accuracy": accuracy.mean,
+            "ci95": accuracy.ci95,
+            "seed": self.seed,
+            "transductive": False,
+            "train_seconds": 0.0,
+            "train_episodes": 0,
+            "parameters": 0,
+            "chosen": {},
+            "per_episode": accuracy.per_episode,
+        }
+
+
+def finetuned(
+    config: RunConfig, pretrained: Pretrained, choice: Choice, head_only: bool, task: Task
+) -> tuple[GradientMethod | HeadOnly, RunConfig[FinetuneSettings]]:
+    """A pre-trained network with a new head and a rule that trains it on a support set.
+
+    Args:
+        config: Of the pre-training.
+        pretrained: The network.
+        choice: The rule and its settings.
+        head_only: Whether the rest stays as it is.
+        task: How many classes.
+    """
+    own = config.settings
+    settings = FinetuneSettings(
+        rule=choice.rule,
+        lr=choice.lr,
+        decay=choice.decay,
+        steps=choice.steps,
+        query_norm=choice.query_norm,
+        head_only=head_only,
+        filters=own.filters,
+        conv_bias=own.conv_bias,
+        unit_gamma=own.unit_gamma,
+        mirror=own.mirror,
+    )
+    config = replace(config, method="finetune", settings=settings, n_way=task.n_way, n_shot=task.n_shot)
+    method = build(config)
+    assert isinstance(method, (GradientMethod, HeadOnly))
+    start_from(method, pretrained)
+    return method, config
+
+
+def _named(name: str, task: Task, seed: int | None) -> str:
+    return f"{name}-{task}" + (f"-seed{seed}" if seed is not None else "")
+
+
+def select(only: str | None) -> tuple[Row, ...]:
+    """The rows of a name, or of all that begin with it, or all.
+
+    Raises:
+        UserError: There is no such row.
+    """
+    chosen = tuple(row for row in ROWS if only is None or row.name == only)
+    if not chosen:
+        raise unknown("row", str(only), [row.name for row in ROWS])
+    return chosen
+
+
+def make(table: Table, chosen: Sequence[Row], seeds: Sequence[int]) -> None:
+    """Make all results of some rows, the quick ones first, saying how far it is.
+
+    Args:
+        table: Where.
+        chosen: Which rows.
+        seeds: Of further trainings of the Meta-LSTM's best row at 5 shots.
+    """
+    jobs: list[tuple[Row, Task, int | None]] = [
+        (row, task, None) for task in tasks(table.meta_sets.name) for row in chosen if row in rows(task)
+    ]
+    jobs += [(row, Task(5, 5), seed) for seed in seeds for row in chosen if row.name == "meta-lstm"]
+    missing = [job for job in jobs if not table.result(*job).exists()]
+    costs = [table.seconds(*job) for job in missing]
+    for number, job in enumerate(missing):
+        left = sum(costs[number:])
+        name = table.result(*job).stem
+        console.print(f"[{number + 1}/{len(missing)}] {name}; at most {_hours(left)} to go", soft_wrap=True)
+        table.make(*job)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds > 5400 else f"{seconds / 60:.0f} minutes"
