@@ -66,6 +66,7 @@ def tiny_config(meta_sets: datasets.MetaSets, settings: dict[str, Any] | None = 
         data_digest=meta_sets.digest,
         licence=meta_sets.licence,
         image_shape=meta_sets.splits["meta-train"].image_shape,
+        n_classes=len(meta_sets.splits["meta-train"].classes),
         **TASK,
         settings=dataclasses.replace(paper, **{**SETTINGS, **(settings or {})}),
         training=dataclasses.replace(loop, **{"val_episodes": 2, **training}),

@@ -280,6 +280,7 @@ def test_a_foreign_file_is_refused_in_one_line(commands, tmp_path, kind):
         {"config": {"settings": {"norm_momentum": "x"}, "training": {}, "image_shape": [1, 16, 16]}},
         {"config": {"settings": {}, "training": {"lr": -1}, "image_shape": [1, 16, 16]}},
         {"config": {"settings": {"forget_bias": [1]}, "training": {}, "image_shape": [1, 16, 16]}},
+        {"config": {"method": "of the future", "settings": {}, "training": {}, "image_shape": [1, 16, 16]}},
         {"config": {"settings": {"of the future": 1}, "training": {}, "image_shape": [1, 16, 16]}},
         {"config": {"settings": {}, "training": {}, "image_shape": [1, 16, 16], "of the future": 1}},
     ],

@@ -31,7 +31,7 @@ JOBS = """
 import dataclasses, json, os, sys
 from pathlib import Path
 import torch
-from metalstm import distributed, errors, training
+from metalstm import distributed, episodes, errors, training
 from metalstm.datasets import load
 from metalstm.episodes import EpisodeSampler
 from metalstm.recipes import RunConfig

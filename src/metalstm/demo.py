@@ -34,6 +34,7 @@ def demo(out: Path, episodes: int, seed: int, device: str) -> None:
     config = recipes.RunConfig(
         data_digest=meta_sets.digest,
         licence=meta_sets.licence,
+        n_classes=len(meta_sets.splits["meta-train"].classes),
         n_way=N_WAY,
         n_shot=N_SHOT,
         seed=seed,

@@ -83,7 +83,6 @@ def confusion(
     return taken / met.where(met > 0, torch.nan)
 
 
-@torch.no_grad()
 def _predictions(
     method: Method, sampler: EpisodeSampler, mine: range, description: str | None
 ) -> Iterator[tuple[range, Tensor, Tensor]]:
@@ -95,7 +94,9 @@ def _predictions(
     shown: Iterable[range] = track(batches, description) if description else batches
     for numbers in shown:
         episode = sampler.batch(numbers)
-        yield numbers, method.logits(method.adapt(episode.support), episode.query.x).argmax(-1), episode.query.y
+        with torch.no_grad():
+            predicted = method.logits(method.adapt(episode.support), episode.query.x).argmax(-1)
+        yield numbers, predicted, episode.query.y
     method.train(was_training)
 
 

@@ -219,7 +219,7 @@ class RunConfig(Generic[S]):
             TypeError: A name is missing or unknown, or a value of another type.
             UserError: A value makes no sense.
         """
-        settings = SETTINGS[values["method"]](**_with_tuples(values["settings"]))
+        settings = SETTINGS[values.get("method", cls.method)](**_with_tuples(values["settings"]))
         training = TrainingSettings(**_with_tuples(values["training"]))
         check(settings, training)
         return cls(**{**_with_tuples(values), "settings": settings, "training": training})

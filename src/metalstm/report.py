@@ -251,6 +251,7 @@ table {{ border-collapse: collapse; margin: 1rem 0; }}
 .table {{ overflow-x: auto; }}
 h2 {{ margin-top: 2.5rem; }}
 th, td {{ text-align: left; padding: .35rem 1rem .35rem 0; border-bottom: 1px solid #8886; }}
+td {{ white-space: nowrap; }}
 img {{ max-width: 100%; background: white; border-radius: 6px; margin: .5rem 0; }}
 </style></head><body>
 {body}
