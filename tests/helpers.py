@@ -73,6 +73,23 @@ def tiny_config(meta_sets: datasets.MetaSets, settings: dict[str, Any] | None = 
     )
 
 
+def method_config(method: str, meta_sets: datasets.MetaSets, **training: Any):
+    """A run of another method by the paper's recipe, with a small network."""
+    paper, loop = recipes.named(method, "paper", meta_sets.name, TASK["n_shot"])
+    return recipes.RunConfig(
+        dataclasses.replace(paper, filters=4),
+        dataclasses.replace(loop, **{"val_episodes": 2, **training}),
+        method,
+        "paper",
+        meta_sets.name,
+        meta_sets.digest,
+        meta_sets.licence,
+        meta_sets.splits["meta-train"].image_shape,
+        len(meta_sets.splits["meta-train"].classes),
+        **TASK,
+    )
+
+
 def _environment(cache: Path) -> dict[str, str]:
     with contextlib.suppress(FileExistsError):  # so that no command compiles them anew
         (cache / "kernels").symlink_to(KERNELS)

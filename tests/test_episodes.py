@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metalstm.datasets import ImagesByClass
-from metalstm.episodes import EpisodeSampler
+from metalstm.episodes import BatchSampler, EpisodeSampler
 from metalstm.errors import UserError
 
 
@@ -118,3 +118,30 @@ def test_a_device_takes_only_the_own_images_along():
     compact = EpisodeSampler(subset.compact(), 2, 1, 2).batch(range(20))
     assert torch.equal(compact.support.x, here.batch(range(20)).support.x)
     assert torch.equal(compact.query.x, here.batch(range(20)).query.x)
+
+
+def test_the_classes_of_an_episode_are_told():
+    sampler = EpisodeSampler(numbered([8] * 9), 4, 2, 3, seed=5)
+    for number in range(3):
+        support = sampler[number].support
+        classes = support.x[0, :, 0, 0, 0].mul(255).round().long()
+        assert torch.equal(torch.tensor(sampler.classes(number))[support.y[0]], classes)
+
+
+def test_mini_batches_hold_images_of_all_classes_with_their_labels():
+    images = numbered([3, 7, 5]).subset(["class 0", "class 2"])
+    sampler = BatchSampler(images, 400, seed=3)
+    batch = sampler[0]
+    assert batch.x.shape == (400, 1, 16, 16)
+    pixels = batch.x[:, 0, 0, :2].mul(255).round().long()
+    assert torch.equal(torch.tensor([0, 2])[batch.y], pixels[:, 0])
+    assert {tuple(p) for p in pixels.tolist()} == {(0, k) for k in range(3)} | {(2, k) for k in range(5)}
+
+
+def test_a_mini_batch_depends_on_seed_and_number_alone():
+    one, other = (BatchSampler(numbered([9] * 4), 6, seed=1) for _ in range(2))
+    both = one.batch(range(4, 6))
+    assert torch.equal(both.x, torch.cat([other[4].x, other[5].x]))
+    assert torch.equal(both.y, torch.cat([other[4].y, other[5].y]))
+    assert not torch.equal(one[4].x, one[5].x)
+    assert not torch.equal(one[4].x, BatchSampler(numbered([9] * 4), 6, seed=2)[4].x)

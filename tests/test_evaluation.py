@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from metalstm.episodes import EpisodeSampler
-from metalstm.evaluation import Accuracy, evaluate
+from metalstm.evaluation import Accuracy, confusion, evaluate
 from metalstm.methods import Method, PixelNearestNeighbor
 from test_episodes import numbered
 
@@ -50,3 +50,18 @@ def test_evaluation_keeps_no_graph():
             return super().adapt(support)
 
     evaluate(Spy(), EpisodeSampler(numbered([8] * 4), 3, 1, 5), 1)
+
+
+def test_confusion_counts_queries_of_classes_that_met():
+    """Labels 0 and 1 are right and 2 is taken for 0, whatever classes these are."""
+    sampler = EpisodeSampler(numbered([8] * 5), 3, 1, 5)
+    taken, met = np.zeros((5, 5)), np.zeros((5, 5))
+    for number in range(6):
+        first, second, third = classes = sampler.classes(number)
+        taken[first, first] += 5
+        taken[second, second] += 5
+        taken[third, first] += 5
+        met[np.ix_(classes, classes)] += 5
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(confusion(Oracle(), sampler, 6).numpy(), taken / met, rtol=1e-6)
+    assert confusion(Oracle(), sampler, 1).isnan().sum() == 25 - 9

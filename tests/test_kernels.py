@@ -151,7 +151,7 @@ def test_blocks(
     conv_bias: bool,
     threads: int,
 ):
-    """Features, moments, and their first and second derivatives; and with given moments."""
+    """Features, moments, and their first and second derivatives; and with given moments, variable and constant."""
     generator = torch.Generator().manual_seed(height * 100 + width)
     learner = learners.Conv4((channels, height, width), filters, conv_bias)
     theta = learner.init(2, generator).double()
@@ -164,8 +164,11 @@ def test_blocks(
         outputs = list(learner.features(leaf, x))
         first = gradients(outputs, [leaf], again=True)
         with_given = learner.features(leaf, x, moments)[0]
+        with_constant = learner.features(leaf, x, given_moments)[0]
+        by_constant = gradients([with_constant], [leaf], again=True)
         return [
-            *outputs, *first, *gradients(first, [leaf]), with_given, *gradients([with_given], [leaf, moments])
+            *outputs, *first, *gradients(first, [leaf]), with_given, *gradients([with_given], [leaf, moments]),
+            with_constant, *by_constant, *gradients(by_constant, [leaf]),
         ]  # fmt: skip
 
     before = torch.get_num_threads()
@@ -236,6 +239,10 @@ def test_blocks_in_bfloat16(compiled_kernels: None, order: int):
 # The whole method -----------------------------------------------------------------------------------------------------
 
 
+# The recipe `best` is one for characters and another for photos.
+RECIPES = {"paper": ("paper", "cifar-fs"), "best": ("best", "omniglot"), "best for photos": ("best", "cifar-fs")}
+
+
 def golden_episode() -> Episode:
     random = np.random.RandomState(0)
     patterns = random.rand(5, 3, 16, 16)
@@ -250,7 +257,7 @@ def golden_episode() -> Episode:
 
 def measure(recipe: str, dtype: torch.dtype = torch.float64, **changes: object) -> dict[str, list[float]]:
     """What a recipe makes of a fixed episode from fixed weights: loss, logits, and a few numbers of the gradient."""
-    chosen, training = named("meta-lstm", recipe, "cifar-fs", 5)
+    chosen, training = named("meta-lstm", *RECIPES[recipe], 5)
     config = RunConfig(recipe=recipe, image_shape=(3, 16, 16), settings=replace(chosen, **changes), training=training)  # pyright: ignore[reportArgumentType]
     method = build(config).to(dtype)
     weights = np.random.RandomState(1)
@@ -268,7 +275,7 @@ def measure(recipe: str, dtype: torch.dtype = torch.float64, **changes: object) 
     return {"loss": [loss.item()], "logits": logits[0, ::25].flatten().tolist(), "gradient norms": norms}
 
 
-@pytest.mark.parametrize("recipe", ["paper", "best"])
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("path", ["pytorch", "kernels", "recompute"])
 def test_golden_values(recipe: str, path: str, request: pytest.FixtureRequest):
     """Every path gives what the project gave when these numbers were written, by plain PyTorch in float64."""
@@ -279,7 +286,7 @@ def test_golden_values(recipe: str, path: str, request: pytest.FixtureRequest):
         assert actual[name] == pytest.approx(numbers, rel=1e-6, abs=1e-9), name
 
 
-@pytest.mark.parametrize("recipe", ["paper", "best"])
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 0.01), ("bf16", 0.1)])
 def test_golden_loss_in_lower_precision(compiled_kernels: None, recipe: str, precision: str, tolerance: float):
     expected = json.loads(GOLDEN.read_text())[recipe]
@@ -287,10 +294,10 @@ def test_golden_loss_in_lower_precision(compiled_kernels: None, recipe: str, pre
     assert actual["loss"] == pytest.approx(expected["loss"], rel=tolerance)
 
 
-@pytest.mark.parametrize("recipe", ["paper", "best"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_a_step_waits_for_no_value(recipe: str):
     """On the meta device there are no values: whoever read one, or had a tensor elsewhere, would fail."""
-    chosen, training = named("meta-lstm", recipe, "cifar-fs", 5)
+    chosen, training = named("meta-lstm", *RECIPES[recipe], 5)
     config = RunConfig(recipe=recipe, image_shape=(3, 16, 16), settings=chosen, training=training)
     method = build(config).to("meta")
     x, y = torch.empty(3, 25, 3, 16, 16, device="meta"), torch.empty(3, 25, dtype=torch.long, device="meta")
@@ -409,4 +416,4 @@ def test_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
 
 if __name__ == "__main__":  # writes the golden values; by hand, when a recipe changes
     kernels.library = lambda: None
-    GOLDEN.write_text(json.dumps({recipe: measure(recipe) for recipe in ("paper", "best")}, indent=1) + "\n")
+    GOLDEN.write_text(json.dumps({recipe: measure(recipe) for recipe in RECIPES}, indent=1) + "\n")

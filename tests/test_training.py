@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import helpers
-from helpers import TINY, assert_same_tensors, flags, metalstm, metrics, start, stop_after, tiny_config
+from helpers import TINY, assert_same_tensors, flags, metalstm, method_config, metrics, start, stop_after, tiny_config
 from metalstm import checkpoint, training
 from metalstm.errors import Interrupted, UserError
 from metalstm.training import train
@@ -50,7 +50,7 @@ def log_of(config, meta_sets, out: Path, resume: bool = False) -> list[dict]:
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in run.iterdir()}
+    return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
 
 
 # Killed and gone on with: real processes.
@@ -355,6 +355,34 @@ def test_lr_decay_rotations_and_meta_batch_change_the_weights(meta_sets, tmp_pat
     for k, (_, one) in enumerate(seen):
         for _, other in seen[k + 1 :]:
             assert not torch.equal(one["method.body_0"], other["method.body_0"])
+
+
+def test_pre_training_gives_the_start(meta_sets, tmp_path):
+    """theta_0 and its moments are those of the run folder within, and the shared head is 0; it is not done again."""
+    config = tiny_config(meta_sets, {"shared_head": True}, episodes=1, val_every=1, pretrain=3, mirrors=True, lr=1e-9)
+    train(config, meta_sets, tmp_path / "run")
+    method, _, _ = checkpoint.load_method(tmp_path / "run" / "last.safetensors")
+    pretrained, pretraining, _ = checkpoint.load_method(tmp_path / "run" / "pretrained")
+    assert pretraining.method == "pretrained"
+    assert pretraining.training.mirrors
+    torch.testing.assert_close(method.body_0, pretrained.body, rtol=0, atol=1e-6)
+    assert torch.equal(method.moments_0, pretrained.moments)
+    assert method.head_0.abs().max() < 1e-6
+    assert [line["episode"] for line in metrics(tmp_path / "run" / "pretrained")] == [3]
+    before = bytes_of(tmp_path / "run" / "pretrained")
+    longer = tiny_config(meta_sets, {"shared_head": True}, episodes=2, val_every=1, pretrain=3, mirrors=True, lr=1e-9)
+    train(longer, meta_sets, tmp_path / "run", resume=True)
+    assert bytes_of(tmp_path / "run" / "pretrained") == before
+
+
+@pytest.mark.parametrize("method", ["pretrained", "matching-net", "matching-net-fce"])
+def test_other_methods_resume_to_the_same_bits(meta_sets, tmp_path, method):
+    config = method_config(method, meta_sets, episodes=6)
+    train(config, meta_sets, tmp_path / "whole")
+    train(method_config(method, meta_sets, episodes=3), meta_sets, tmp_path / "parts")
+    train(config, meta_sets, tmp_path / "parts", resume=True)
+    assert_same_tensors(tmp_path / "whole" / "last.safetensors", tmp_path / "parts" / "last.safetensors")
+    assert checkpoint.load_method(tmp_path / "whole")[1] == config
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(meta_sets, tmp_path):

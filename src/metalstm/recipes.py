@@ -34,8 +34,8 @@ class MetaLSTMSettings:
     """b_I starts uniformly in this range: sigmoid(b_I) is the first learning rate."""
     layer_rates: bool = False
     """Learn a factor of the gradient for each of the learner's parameters, which the gates see with the gradient."""
-    head_factor: float = 1.0
-    """Where the head's factor starts, with `layer_rates`; the others start at 1."""
+    body_factor: float = 1.0
+    """Where these factors start, but the head's, which starts at 1."""
     epochs: int = 8
     """Passes over the support set."""
     batch_size: int = 25
@@ -287,7 +287,23 @@ def _meta_lstm(recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, T
     # With a clip of 0.25 an episode whose inner loop diverged weighs no more than any other, and the input gate grows
     # until many do.
     training = replace(training, optimizer_lr=1e-4, clip=10.0, val_every=250, patience=10, rotations=data == "omniglot")
-    return settings, training
+    if not _has_mirrors(data):
+        return settings, training
+    # Photos of few classes: what is learned from scratch fits these classes alone. The pre-trained network is a better
+    # start, of which meta-training changes little: the head learns fast, the body hardly at all.
+    settings = replace(
+        settings,
+        forget_bias=(12.0, 12.0),
+        layer_rates=True,
+        body_factor=1e-4,
+        keep_moments=True,
+        query_norm="running",
+        train_query_norm="running",
+        unit_features=True,
+        mirror=True,
+    )
+    training = replace(training, pretrain=15_000, mirrors=True, episodes=6_000, meta_batch=4, lr=1e-5)
+    return settings, replace(training, optimizer_lr=3e-4, lr_decay=True, val_every=500, val_episodes=300)
 
 
 def _pretrained(recipe: str, data: str) -> tuple[PretrainedSettings, TrainingSettings]:
@@ -344,7 +360,7 @@ def check(settings: Settings, training: TrainingSettings) -> None:
     ]
     wrong += [
         f"--{name.replace('_', '-')} {values[name]}: must be above 0"
-        for name in ("lr", "optimizer_lr", "clip", "minutes", "scale", "head_factor")
+        for name in ("lr", "optimizer_lr", "clip", "minutes", "scale", "body_factor")
         if values.get(name) is not None and not values[name] > 0
     ]
     norms, precisions, scores = map(get_args, (QueryNorm, Precision, ClassScore))

@@ -20,7 +20,7 @@ from metalstm.console import track
 from metalstm.episodes import Episode, Support
 from metalstm.learners import Layout
 from metalstm.methods import GradientMethod
-from metalstm.optimizers import MetaLSTMState
+from metalstm.optimizers import MetaLSTM, MetaLSTMState
 
 
 def learning_curve(metrics: Path) -> Figure:
@@ -71,6 +71,8 @@ def meta_val_curves(runs: Mapping[str, Path]) -> Figure:
 def gates(method: GradientMethod, episodes: Episode) -> Figure:
     """The paper's picture: f and i of each layer against the inner step, a line for each task.
 
+    Where layers have a learned factor, i is shown times that: the rate by which the layer follows its gradient.
+
     Args:
         method: With a `MetaLSTM` inside.
         episodes: A batch of tasks, one dimension of them; their support sets are adapted to.
@@ -79,6 +81,8 @@ def gates(method: GradientMethod, episodes: Episode) -> Figure:
         Ravi & Larochelle 2017, section 5.3, figure 2.
     """
     layers = _layers(method.learner.layout(episodes.support.n_way))
+    assert isinstance(method.optimizer, MetaLSTM)
+    factors = method.optimizer.factors(method.theta_0(episodes.support.n_way).shape[-1])
     support = episodes.support
     tasks = []
     for x, y in track(list(zip(support.x, support.y, strict=True)), "drawing the gates"):  # one by one, to spare memory
@@ -86,6 +90,7 @@ def gates(method: GradientMethod, episodes: Episode) -> Figure:
         for step in method.trajectory(Support(x, y, support.n_way)):
             state: MetaLSTMState = step.state
             both = torch.stack([state.f, state.i]).sigmoid()  # (2, n_params)
+            both[1] *= factors
             steps.append(torch.stack([both[:, place].mean(-1) for place in layers.values()], 1))
         tasks.append(torch.stack(steps, -1))
     lines = torch.stack(tasks, 2).cpu()  # (2, n_layers, n_tasks, n_steps)

@@ -60,7 +60,7 @@ def build(config: RunConfig) -> Method:
                     settings.forget_bias,
                     settings.input_bias,
                     layers if settings.layer_rates else None,
-                    settings.head_factor,
+                    settings.body_factor,
                     generator,
                 ),
                 config.n_way,

@@ -38,7 +38,7 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         layers: Learn a factor of the gradient for each stretch of theta, of which these are the lengths; what lies
             behind the last is one more. The gates' weights are shared by all coordinates, which else lets no layer
             have a rate of its own. None for the paper's.
-        last_factor: Where the factor of the last stretch starts, the head's; the others start at 1.
+        body_factor: Where these factors start, but the last, which is the head's and starts at 1.
         generator: Source of the random weights; torch's own by default.
 
     References:
@@ -52,7 +52,7 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         forget_bias: tuple[float, float] = (4.0, 5.0),
         input_bias: tuple[float, float] = (-5.0, -4.0),
         layers: Sequence[int] | None = None,
-        last_factor: float = 1.0,
+        body_factor: float = 1.0,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
@@ -72,13 +72,20 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         self.bias_i = uniform(*input_bias)
         self.layers = layers
         if layers is not None:
-            self.log_factors = nn.Parameter(torch.tensor([0.0] * len(layers) + [log(last_factor)]))
+            self.log_factors = nn.Parameter(torch.tensor([log(body_factor)] * len(layers) + [0.0]))
 
     def init(self, theta: Float[Tensor, "*tasks n_params"]) -> MetaLSTMState:
         """Zeros."""
         hidden = theta.new_zeros(*theta.shape[:-1], self.hidden_size, theta.shape[-1])
         gate = torch.zeros_like(theta)
         return MetaLSTMState(hidden, hidden, gate, gate)
+
+    def factors(self, n_params: int) -> Float[Tensor, " n_params"]:
+        """What each coordinate's gradient is multiplied by: a learned number of its layer, or 1."""
+        if self.layers is None:
+            return self.bias_i.new_ones(n_params)
+        lengths = *self.layers, n_params - sum(self.layers)
+        return torch.cat([factor.expand(n) for factor, n in zip(self.log_factors.exp(), lengths, strict=True)])
 
     def update(
         self,
@@ -102,9 +109,7 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
             Ravi & Larochelle 2017, section 3.1, equations for i_t and f_t.
         """
         if self.layers is not None:
-            lengths = *self.layers, theta.shape[-1] - sum(self.layers)
-            factors = self.log_factors.exp()
-            grad = grad * torch.cat([factor.expand(n) for factor, n in zip(factors, lengths, strict=True)])
+            grad = grad * self.factors(theta.shape[-1])
         weights = (
             self.weight_x,
             self.weight_h,

@@ -1,0 +1,198 @@
+"""Nearest neighbour and Matching Networks against slow references that are plainly right."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metalstm.episodes import Episode, Labelled, Query, Support
+from metalstm.learners import Conv4
+from metalstm.methods import MatchingNet, Pretrained
+from metalstm.methods.metric import FullContext
+
+SHAPE = (1, 16, 16)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
+
+
+def support(n_way: int = 3, n_shot: int = 2, seed: int = 0) -> Support:
+    y = torch.arange(n_way).repeat(n_shot)
+    return Support(random(n_way * n_shot, *SHAPE, seed=seed).sigmoid() + 0.3 * y[:, None, None, None], y, n_way)
+
+
+def net(**settings) -> MatchingNet:
+    generator = torch.Generator().manual_seed(0)
+    return MatchingNet(Conv4(SHAPE, 4), generator=generator, **settings).double().eval()
+
+
+# Nearest neighbour ----------------------------------------------------------------------------------------------------
+
+
+def pretrained() -> Pretrained:
+    return Pretrained(Conv4(SHAPE, 4), 7, torch.Generator().manual_seed(0)).double().eval()
+
+
+def test_the_class_is_that_of_the_single_support_image_with_the_highest_cosine():
+    method, given, query_x = pretrained(), support(), random(5, *SHAPE, seed=1).sigmoid()
+    with torch.no_grad():
+        labels = method.logits(method.adapt(given), query_x).argmax(-1)
+        one, other = (method.learner.features(method.body, x, method.moments)[0] for x in (query_x, given.x))
+    for query, label in zip(one, labels, strict=True):
+        cosines = [torch.dot(query, image) / query.norm() / image.norm() for image in other]
+        assert label == given.y[cosines.index(max(cosines))]
+
+
+def test_pretraining_is_cross_entropy_over_all_classes_and_keeps_running_moments():
+    method = pretrained().train()
+    batch = Labelled(random(6, *SHAPE).sigmoid(), torch.tensor([0, 1, 2, 3, 4, 6]))
+    before = method.moments.clone()
+    loss, accuracy = method(batch)
+    logits, moments = method.learner(torch.cat([method.body, method.head]), batch.x)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, batch.y))
+    assert accuracy == (logits.argmax(-1) == batch.y).float().mean()
+    expected = 0.9 * before + 0.1 * method.learner.unbiased(moments, 6)
+    torch.testing.assert_close(method.moments, expected.detach())
+    method.eval()(batch)
+    torch.testing.assert_close(method.moments, expected.detach())
+
+
+# Matching Networks ----------------------------------------------------------------------------------------------------
+
+
+def embeddings(method: MatchingNet, given: Support, query_x: Tensor) -> tuple[Tensor, Tensor]:
+    embed = [method.learner.features(method.body, x, method.moments)[0] for x in (given.x, query_x)]
+    return embed[0], embed[1]
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    return (one @ other / one.norm() / other.norm()).item()
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_attention_is_a_softmax_over_cosines_summed_over_a_class(scale):
+    """Vinyals et al. 2016, equations 1 and 2."""
+    method, given, query_x = net(class_score="attention", scale=scale), support(), random(4, *SHAPE, seed=1).sigmoid()
+    with torch.no_grad():
+        probabilities = method.logits(method.adapt(given), query_x).softmax(-1)
+        images, queries = embeddings(method, given, query_x)
+    for query, probability in zip(queries, probabilities, strict=True):
+        weights = [math.exp(scale * cosine(query, image)) for image in images]
+        for label in range(3):
+            share = sum(w for w, y in zip(weights, given.y, strict=True) if y == label) / sum(weights)
+            assert probability[label].item() == pytest.approx(share, abs=1e-12)
+
+
+def test_sum_adds_the_cosines_of_a_class():
+    method, given, query_x = net(class_score="sum"), support(), random(4, *SHAPE, seed=1).sigmoid()
+    with torch.no_grad():
+        logits = method.logits(method.adapt(given), query_x)
+        images, queries = embeddings(method, given, query_x)
+    for query, scores in zip(queries, logits, strict=True):
+        for label in range(3):
+            total = sum(cosine(query, image) for image, y in zip(images, given.y, strict=True) if y == label)
+            assert scores[label].item() == pytest.approx(total, abs=1e-12)
+
+
+def test_meta_training_normalises_an_episode_by_itself_and_keeps_running_moments():
+    method = net().train()
+    given, query = support(), Query(random(6, *SHAPE, seed=2).sigmoid(), torch.arange(3).repeat(2))
+    before = method.moments.clone()
+    loss, _ = method(Episode(given, query))
+    x = torch.cat([given.x, query.x])
+    _, moments = method.learner.features(method.body, x)
+    expected = 0.9 * before + 0.1 * method.learner.unbiased(moments, 12)
+    torch.testing.assert_close(method.moments, expected.detach())
+    method.moments.copy_(moments.detach())
+    with torch.no_grad():
+        logits = method.logits(method.adapt(given), query.x)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, query.y))
+
+
+def test_dropout_acts_in_training_alone():
+    method = MatchingNet(Conv4(SHAPE, 4, dropout=0.5), generator=torch.Generator().manual_seed(0)).double()
+    episode = Episode(support(), Query(support(seed=3).x, support().y))
+    torch.manual_seed(0)
+    first, again = method(episode)[0], method(episode)[0]
+    assert first != again
+    torch.manual_seed(0)
+    assert method(episode)[0] == first
+    method.eval()
+    assert method(episode)[0] == method(episode)[0]
+
+
+# Full-context embeddings ----------------------------------------------------------------------------------------------
+
+
+def gates(weight_x: Tensor, weight_h: Tensor, bias: Tensor, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """A step of an LSTM, gates in the order of torch.nn.LSTM."""
+    i, f, g, o = (weight_x @ x + weight_h @ h + bias).chunk(4)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def reference_support(lstm: nn.LSTM, images: Tensor) -> Tensor:
+    """Vinyals et al. 2016, appendix A.2: the backward pass meets image i after all that come later."""
+    n, size = images.shape
+    states = {}
+    for suffix, order in (("", range(n)), ("_reverse", reversed(range(n)))):
+        w, u, b, d = (getattr(lstm, f"{kind}_l0{suffix}") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        h = c = images.new_zeros(size)
+        for k in order:
+            h, c = gates(w, u, b + d, images[k], h, c)
+            states[suffix, k] = h
+    return torch.stack([states["", k] + states["_reverse", k] + images[k] for k in range(n)])
+
+
+def reference_query(cell: nn.LSTMCell, query: Tensor, support: Tensor, steps: int) -> Tensor:
+    """Appendix A.1, equations 2 to 6: the hidden state is the concatenation of h and what was read."""
+    size = len(query)
+    from_query, from_read = cell.weight_ih.split(size, 1)
+    h, c, read = (query.new_zeros(size) for _ in range(3))
+    for _ in range(steps):
+        recurrent, state = torch.cat([cell.weight_hh, from_read], 1), torch.cat([h, read])
+        hidden, c = gates(from_query, recurrent, cell.bias_ih + cell.bias_hh, query, state, c)
+        h = hidden + query
+        weights = torch.stack([(h @ image).exp() for image in support])
+        read = sum(w * image for w, image in zip(weights / weights.sum(), support, strict=True))
+    return h
+
+
+@pytest.mark.parametrize("tasks", [(), (2,)])
+def test_full_context_embeddings_are_those_of_the_appendix(tasks):
+    context = FullContext(5, generator=torch.Generator().manual_seed(0)).double()
+    images, queries = random(*tasks, 6, 5), random(*tasks, 4, 5, seed=1)
+    g = context.support(images)
+    f = context.query(queries, g)
+    for here in [()] if not tasks else [(k,) for k in range(*tasks)]:
+        torch.testing.assert_close(g[here], reference_support(context.lstm, images[here]))
+        expected = [reference_query(context.cell, query, g[here], 3) for query in queries[here]]
+        torch.testing.assert_close(f[here], torch.stack(expected))
+
+
+def test_the_order_of_the_support_set_matters_with_full_context_alone():
+    given, query_x = support(), random(4, *SHAPE, seed=1).sigmoid()
+    turned = Support(given.x.flip(0), given.y.flip(0), given.n_way)
+    for fce in (False, True):
+        method = net(fce=fce)
+        with torch.no_grad():
+            one, other = (method.logits(method.adapt(each), query_x) for each in (given, turned))
+        assert torch.allclose(one, other, atol=1e-9) is not fce
+
+
+def test_reading_the_support_set_has_no_order():
+    context = FullContext(5, generator=torch.Generator().manual_seed(0)).double()
+    g, queries = random(6, 5), random(4, 5, seed=1)
+    torch.testing.assert_close(context.query(queries, g), context.query(queries, g.flip(0)))
+
+
+def test_reversed_support_reverses_the_two_directions():
+    """With both directions alike, the embedding of an image does not depend on which way round the set is read."""
+    context = FullContext(5, generator=torch.Generator().manual_seed(0)).double()
+    for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        getattr(context.lstm, f"{kind}_l0_reverse").data = getattr(context.lstm, f"{kind}_l0").data.clone()
+    images = random(6, 5)
+    torch.testing.assert_close(context.support(images.flip(0)).flip(0), context.support(images))
