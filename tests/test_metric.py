@@ -157,7 +157,7 @@ def reference_query(cell: nn.LSTMCell, query: Tensor, support: Tensor, steps: in
         hidden, c = gates(from_query, recurrent, cell.bias_ih + cell.bias_hh, query, state, c)
         h = hidden + query
         weights = torch.stack([(h @ image).exp() for image in support])
-        read = sum(w * image for w, image in zip(weights / weights.sum(), support, strict=True))
+        read = (weights / weights.sum()) @ support
     return h
 
 

@@ -13,6 +13,7 @@ import helpers
 from helpers import TINY, assert_same_tensors, flags, metalstm, method_config, metrics, start, stop_after, tiny_config
 from metalstm import checkpoint, training
 from metalstm.errors import Interrupted, UserError
+from metalstm.methods import GradientMethod, Pretrained
 from metalstm.training import train
 
 LINE_KEYS = {"episode", "seconds", "loss", "accuracy", "episodes_per_second"}
@@ -363,6 +364,8 @@ def test_pre_training_gives_the_start(meta_sets, tmp_path):
     train(config, meta_sets, tmp_path / "run")
     method, _, _ = checkpoint.load_method(tmp_path / "run" / "last.safetensors")
     pretrained, pretraining, _ = checkpoint.load_method(tmp_path / "run" / "pretrained")
+    assert isinstance(method, GradientMethod)
+    assert isinstance(pretrained, Pretrained)
     assert pretraining.method == "pretrained"
     assert pretraining.training.mirrors
     torch.testing.assert_close(method.body_0, pretrained.body, rtol=0, atol=1e-6)
