@@ -240,7 +240,7 @@ def test_blocks_in_bfloat16(compiled_kernels: None, order: int):
 
 
 # The recipe `best` is one for characters and another for photos.
-RECIPES = {"paper": ("paper", "cifar-fs"), "best": ("best", "omniglot"), "best for photos": ("best", "cifar-fs")}
+RECIPES = {"paper": ("paper", "cifar-fs"), "best": ("best", "glyphs"), "best for photos": ("best", "cifar-fs")}
 
 
 def golden_episode() -> Episode:

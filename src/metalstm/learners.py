@@ -31,8 +31,7 @@ class Conv4(nn.Module):
         bf16: Convolve in bfloat16, which is faster where the hardware has it. theta, moments and logits stay as they
             are.
         dropout: Share of the numbers behind each block that are set to 0 while the module is in training mode.
-        unit_features: Let the head see features of the length sqrt(n_features), so that a head that starts at 0
-            compares by the cosine.
+        unit_features: Let the head see features of one length, so that a head that starts at 0 compares by the cosine.
         mirror: In evaluation mode, let the head see the mean of the features of an image and of its mirror image; twice
             the work.
 
@@ -41,6 +40,7 @@ class Conv4(nn.Module):
     """
 
     eps = 1e-3
+    length = sqrt(128)  # of features, at all sizes of images, so that the same rates suit their heads
     n_blocks = 4
 
     def __init__(
@@ -151,7 +151,7 @@ class Conv4(nn.Module):
         else:
             features, moments = self._embed(theta, x, moments)
         if self.unit_features:
-            features = F.normalize(features, dim=-1) * sqrt(self.n_features)
+            features = F.normalize(features, dim=-1) * self.length
         return features, moments
 
     def _embed(self, theta: Tensor, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
