@@ -179,7 +179,8 @@ REFUSED_BY_TRAIN = {
     "recipe": (flags(recipe="papers"), "unknown recipe 'papers', did you mean 'paper'? allowed: best, paper"),
     "data set": (
         flags(data="cifarfs"),
-        "unknown data set 'cifarfs', did you mean 'cifar-fs'? allowed: cifar-fs, fc100, folder:DIR, glyphs, omniglot",
+        "unknown data set 'cifarfs', did you mean 'cifar-fs'? allowed: cifar-fs, fc100, folder:DIR, glyphs, "
+        "mini-imagenet, omniglot",
     ),
     "threads": (flags(threads=-1), "--threads -1: must be at least 0"),
     "device": (flags(device="abacus"), "--device abacus: not usable here ("),
@@ -406,7 +407,7 @@ def test_a_run_folder_has_a_name_by_default(folder, commands, tmp_path):
 def test_data_lists_what_there_is(commands, tmp_path):
     status, out, _ = commands("data", "list", "--data-root", tmp_path)
     assert status == 0
-    for name in ("glyphs", "omniglot", "cifar-fs", "fc100", "folder:DIR"):
+    for name in ("glyphs", "omniglot", "cifar-fs", "fc100", "mini-imagenet", "folder:DIR"):
         assert re.search(rf"\b{name}\b", out), name
 
 

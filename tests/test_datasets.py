@@ -205,7 +205,8 @@ def test_unknown_data_set():
     with pytest.raises(UserError) as error:
         load("omniglott")
     assert str(error.value) == (
-        "unknown data set 'omniglott', did you mean 'omniglot'? allowed: cifar-fs, fc100, folder:DIR, glyphs, omniglot"
+        "unknown data set 'omniglott', did you mean 'omniglot'? allowed: cifar-fs, fc100, folder:DIR, glyphs, "
+        "mini-imagenet, omniglot"
     )
 
 
@@ -829,13 +830,14 @@ def test_describe(tmp_path):
         "omniglot": False,
         "cifar-fs": False,
         "fc100": False,
+        "mini-imagenet": False,
     }
     assert records["omniglot"].classes == {"meta-train": 800, "meta-val": 164, "meta-test": 659}
     assert records["fc100"].classes == {"meta-train": 60, "meta-val": 20, "meta-test": 20}
     assert records["cifar-fs"].image_shape == (3, 32, 32)
     make_omniglot(tmp_path)
     make_cifar_zip(tmp_path)
-    assert all(record.present for record in describe(tmp_path))
+    assert [record.name for record in describe(tmp_path) if not record.present] == ["mini-imagenet"]
 
 
 def test_glyphs(cache, monkeypatch):

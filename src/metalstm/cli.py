@@ -95,7 +95,7 @@ class Data:
     action: tyro.conf.Positional[str]
     """`list`, `fetch` or `check`."""
     name: tyro.conf.Positional[str] = ""
-    """A data set: omniglot, cifar-fs, fc100."""
+    """A data set: omniglot, cifar-fs, fc100, mini-imagenet."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
@@ -144,7 +144,7 @@ class Train(Generic[S]):
     out: Path | None = None
     """Run folder to make, or with `--resume` to go on with; runs/METHOD-DATA-5w5s-RECIPE by default."""
     data: str = "glyphs"
-    """glyphs, omniglot, cifar-fs, fc100, or folder:DIR for your own DIR/<class>/* images."""
+    """glyphs, omniglot, cifar-fs, fc100, mini-imagenet, or folder:DIR for your own DIR/<class>/* images."""
     method: str = "meta-lstm"
     """meta-lstm, matching-net, matching-net-fce, or pretrained (the classifier of all meta-train classes, for nearest
     neighbour and fine-tuning)."""
@@ -159,7 +159,8 @@ class Train(Generic[S]):
     resume: bool = False
     """Go on with the run in `--out`."""
     image_size: int | None = None
-    """Side in pixels that images are resized to; 28 for glyphs and Omniglot, else 32, by default."""
+    """Side in pixels that images are resized to; 28 for glyphs and Omniglot, 84 for mini-ImageNet, else 32, by
+    default."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:

@@ -19,15 +19,17 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from metalstm.console import progress, track
+from metalstm import mini_imagenet
+from metalstm.console import console, progress, track
 from metalstm.errors import UserError, is_full, unknown
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SPLITS = ("meta-train", "meta-val", "meta-test")
-NAMES = ("glyphs", "omniglot", "cifar-fs", "fc100")
+NAMES = ("glyphs", "omniglot", "cifar-fs", "fc100", "mini-imagenet")
 CIFAR = ("cifar-fs", "fc100")  # both made from CIFAR-100
+GREY = ("glyphs", "omniglot")
 
 # A change here makes every cached set stale: raise it with any change to what is decoded, or how it is stored.
 FORMAT = 1
@@ -35,12 +37,13 @@ FORMAT = 1
 OMNIGLOT_VAL, OMNIGLOT_BACKGROUND = 164, 964
 # The seed of every permutation of classes that makes a split.
 SPLIT_SEED = 0
-IMAGE_SIZES = {"glyphs": 28, "omniglot": 28, "cifar-fs": 32, "fc100": 32}
+IMAGE_SIZES = {"glyphs": 28, "omniglot": 28, "cifar-fs": 32, "fc100": 32, "mini-imagenet": 84}
 LICENCES = {
     "glyphs": "MIT, part of metalstm; drawn from the DejaVu and STIX fonts",
     "omniglot": "MIT, Copyright (c) 2015 Brenden Lake",
     "cifar-fs": "CIFAR-100 (Krizhevsky 2009): no licence stated, citation asked for",
     "fc100": "CIFAR-100 (Krizhevsky 2009): no licence stated, citation asked for",
+    "mini-imagenet": "ImageNet's terms: non-commercial research and education only",
 }
 
 
@@ -174,6 +177,11 @@ _CIFAR_ZIP = _Archive(
     "cifar100/cifar100.zip",
     rebuilt="a4f7fbac2b295e926009db291a08e31e2137bfd16f6d10b9ec7d99356875d636",
 )
+_MINI_IMAGENET = [  # the split; checksums of the images are not known
+    _Archive("mini_imagenet/train.csv", md5="9525e1538f67719f18f1936bf8d0782d"),
+    _Archive("mini_imagenet/val.csv", md5="ce315ce99b41fbf84fa6acd69315d918"),
+    _Archive("mini_imagenet/test.csv", md5="5b89df877c6cbe5d291e43118a2a9591"),
+]
 
 # What a decoder gives: the class of every image, in order, and the images themselves.
 _Decoded = tuple[list[str], Iterator[np.ndarray]]
@@ -189,7 +197,7 @@ def load(name: str, data_root: Path | None = None, image_size: int | None = None
     Args:
         name: One of `NAMES`, or "folder:DIR" for images `DIR/<class>/*`.
         data_root: Where downloaded files lie; default `default_data_root()`.
-        image_size: Height and width in pixels; default 28 for glyphs and Omniglot, else 32.
+        image_size: Height and width in pixels; default 28 for glyphs and Omniglot, 84 for mini-ImageNet, else 32.
 
     Raises:
         UserError: The name is unknown, a file is missing or damaged, or the cache cannot be written.
@@ -201,15 +209,19 @@ def load(name: str, data_root: Path | None = None, image_size: int | None = None
     if size < 1:
         raise UserError(f"image size {size} is too small: pass 1 or more pixels")
     root = default_data_root() if data_root is None else data_root
+    licence = LICENCES.get(kind, "terms of the owner of the images")
     if kind == "folder":
         stored, members = _load_folder(Path(name.removeprefix("folder:")).expanduser(), size)
     elif kind == "glyphs":
         stored, members = _load_glyphs(size)
     elif kind == "omniglot":
         stored, members = _load_omniglot(root, size)
+    elif kind == "mini-imagenet":
+        source, stored, members = _load_mini_imagenet(root, size)
+        licence += f" (read from {source})"  # goes into checkpoints, as pixels may differ between the sources
     else:
         stored, members = _load_cifar(kind, root, size)
-    return _meta_sets(name, stored, members, LICENCES.get(kind, "terms of the owner of the images"))
+    return _meta_sets(name, stored, members, licence)
 
 
 def fetch(name: str, data_root: Path | None = None) -> list[Path]:
@@ -223,9 +235,14 @@ def fetch(name: str, data_root: Path | None = None) -> list[Path]:
         The files of the data set.
 
     Raises:
-        UserError: The name is unknown, or a download fails.
+        UserError: The name is unknown, or a download fails, or there is none.
     """
     root = default_data_root() if data_root is None else data_root
+    if name == "mini-imagenet":
+        raise UserError(
+            "mini-imagenet has no download, as ImageNet's terms are between ImageNet and you: get the images, as "
+            f"docs/mini-imagenet.md says, and put them into {root / 'mini_imagenet'}"
+        )
     # A rebuilt zip stands in for the original.
     good = {path: state in ("original", "rebuilt") for path, state in check(name, root)}
     if all(good.values()):
@@ -242,13 +259,21 @@ def check(name: str, data_root: Path | None = None) -> list[tuple[Path, str]]:
         data_root: Where the files lie; default `default_data_root()`.
 
     Returns:
-        Each file with "original", "rebuilt", "unknown checksum" or "missing".
+        Each file with "original", "rebuilt", "unknown checksum" or "missing"; of mini-ImageNet the lists of the split,
+        where it is read by them.
 
     Raises:
-        UserError: The name is unknown.
+        UserError: The name is unknown, or mini-ImageNet is not whole.
     """
     root = default_data_root() if data_root is None else data_root
     archives = _archives(name)
+    if name == "mini-imagenet":
+        splits = mini_imagenet.find(root)
+        mini_imagenet.check(splits)
+        source = splits["meta-train"].source
+        console.print(f"mini-imagenet has all its classes and images, as {source}", soft_wrap=True)
+        if source == "parquet":
+            return []
     if name in CIFAR:
         archives = [archive for archive in archives if (root / archive.path).exists()] or [_CIFAR_TAR]
     return [(root / archive.path, _state(archive, root / archive.path)) for archive in archives]
@@ -266,14 +291,17 @@ def describe(data_root: Path | None = None) -> list[Description]:
         "omniglot": {"meta-train": OMNIGLOT_BACKGROUND - OMNIGLOT_VAL, "meta-val": OMNIGLOT_VAL, "meta-test": 659},
         "cifar-fs": {split: len(classes) for split, classes in _class_lists("cifar-fs").items()},
         "fc100": {split: len(classes) for split, classes in _class_lists("fc100").items()},
+        "mini-imagenet": mini_imagenet.CLASSES,
     }
     descriptions = []
     for name in NAMES:
         here = [(root / archive.path).is_file() for archive in _archives(name)]
+        if name == "mini-imagenet":
+            here = [mini_imagenet.is_there(root)]
         descriptions.append(
             Description(
                 name,
-                (3 if name in CIFAR else 1, IMAGE_SIZES[name], IMAGE_SIZES[name]),
+                (1 if name in GREY else 3, IMAGE_SIZES[name], IMAGE_SIZES[name]),
                 n_classes[name],
                 any(here) if name in CIFAR else all(here),  # either file of CIFAR-100 will do
                 LICENCES[name],
@@ -432,6 +460,21 @@ def _load_cifar(name: str, root: Path, size: int) -> tuple[list[_Stored], _Membe
     return [stored], lists
 
 
+def _load_mini_imagenet(root: Path, size: int) -> tuple[str, list[_Stored], _Members]:
+    """As the others, with what it was read from."""
+    splits = mini_imagenet.find(root)
+    source = splits["meta-train"].source
+    stored = {}
+    for split, part in splits.items():
+        sums = [_checksum(path) for path in track(part.files, f"checking {split}")]
+        decode = functools.partial(part.decode, size, cache_root())
+        stored[split] = _cached(f"mini-imagenet-{source}-{split}", [part.key, sums], (size, size, 3), decode)
+    members = {split: images.classes for split, (images, _) in stored.items()}
+    _check_disjoint(root / mini_imagenet.FOLDER, members)
+    console.print(f"mini-imagenet is read from {source} in {root / mini_imagenet.FOLDER}", soft_wrap=True)
+    return source, list(stored.values()), members
+
+
 def _load_folder(directory: Path, size: int) -> tuple[list[_Stored], _Members]:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a folder: pass --data folder:DIR with images in DIR/<class>/")
@@ -511,6 +554,8 @@ def _archives(name: str) -> list[_Archive]:
         raise unknown("data set", name, NAMES)
     if name == "glyphs":
         return []
+    if name == "mini-imagenet":
+        return _MINI_IMAGENET
     return [_BACKGROUND, _EVALUATION] if name == "omniglot" else [_CIFAR_TAR, _CIFAR_ZIP]
 
 
