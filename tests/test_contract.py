@@ -56,7 +56,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "gradient descent": descent,
     "gradient descent, second order": lambda: descent(order=2, query_norm="support", train_query_norm="support"),
     "kept moments, layer rates, mirror": lambda: build(
-        config("best", keep_moments=True, layer_rates=True, body_factor=0.05, mirror=True)
+        config("best", keep_moments=True, layer_rates=True, body_factor=0.05, query_scale=2.0, mirror=True)
     ),
     "pixels": PixelNearestNeighbor,
     "pretrained": lambda: build(run_config("pretrained")),

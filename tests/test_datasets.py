@@ -198,6 +198,15 @@ def test_rotated_makes_new_classes_of_the_own_images_only():
         np.testing.assert_array_equal(turned.images[3 * turns : 3 * turns + 3], expected)
 
 
+def test_mirrored_doubles_the_own_images_of_each_class():
+    both = toy().subset(["b"]).mirrored()
+    assert both.classes == ("b",)
+    assert both.spans.tolist() == [[0, 6]]
+    assert not both.images.flags.writeable
+    np.testing.assert_array_equal(both.images[:3], toy().images[2:5])
+    np.testing.assert_array_equal(both.images[3:], toy().images[2:5, :, ::-1])
+
+
 # Names
 
 

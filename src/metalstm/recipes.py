@@ -52,6 +52,8 @@ class MetaLSTMSettings:
     """Weight of the new batch in the running averages."""
     keep_moments: bool = False
     """Normalise everything by the moments of the pre-training: running averages that do not move."""
+    query_scale: float | None = None
+    """Where a learned factor of the queries' logits starts; none by default."""
     shared_head: bool = False
     """One learned head row starts every class, so that any number of classes is served."""
     mirror: bool = False
@@ -300,6 +302,7 @@ def _meta_lstm(recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, T
         query_norm="running",
         train_query_norm="running",
         unit_features=True,
+        query_scale=5.0,
         mirror=_has_mirrors(data),
     )
     training = replace(training, pretrain=15_000, mirrors=_has_mirrors(data), episodes=6_000, meta_batch=4, lr=1e-5)
@@ -360,7 +363,7 @@ def check(settings: Settings, training: TrainingSettings) -> None:
     ]
     wrong += [
         f"--{name.replace('_', '-')} {values[name]}: must be above 0"
-        for name in ("lr", "optimizer_lr", "clip", "minutes", "scale", "body_factor")
+        for name in ("lr", "optimizer_lr", "clip", "minutes", "scale", "body_factor", "query_scale")
         if values.get(name) is not None and not values[name] > 0
     ]
     norms, precisions, scores = map(get_args, (QueryNorm, Precision, ClassScore))

@@ -56,7 +56,8 @@ def train(
     method = build(config).to(device)
     parameters: dict[float, list[torch.nn.Parameter]] = {settings.lr: [], settings.optimizer_lr: []}
     for name, parameter in method.named_parameters():
-        parameters[settings.optimizer_lr if name.startswith("optimizer.") else settings.lr].append(parameter)
+        of_start = not name.startswith("optimizer.") and name != "log_scale"
+        parameters[settings.lr if of_start else settings.optimizer_lr].append(parameter)
     optimizer = torch.optim.Adam({"params": group, "lr": lr, "initial_lr": lr} for lr, group in parameters.items())
     sampler = _sampler(config, meta_train_images(config, meta_sets), device)
     val_sampler = _episodes(config, meta_sets.splits["meta-val"], device)

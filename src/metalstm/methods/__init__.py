@@ -72,6 +72,7 @@ def build(config: RunConfig) -> Method:
                 norm_momentum=settings.norm_momentum,
                 keep_moments=settings.keep_moments,
                 divide_gradient=settings.divide_gradient,
+                query_scale=settings.query_scale,
                 shared_head=settings.shared_head,
                 recompute=settings.recompute,
                 generator=generator,

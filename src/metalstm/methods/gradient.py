@@ -50,6 +50,8 @@ class GradientMethod(Method):
             `running` averages that do not move. Of a handful of images, moments are noise.
         divide_gradient: Divide the gradient of the mean loss by the mini-batch size once more, as the authors' code
             does.
+        query_scale: Where a learned factor of the queries' logits starts; None for no such factor. It lets meta-training
+            learn from mistakes where a few small steps leave all answers unsure.
         shared_head: Learn one row of the head and start every class from it, instead of a row for each class.
         recompute: Compute inner steps again in the backward pass instead of keeping what they saw. Of first order with
             kernels there is little to keep.
@@ -74,6 +76,7 @@ class GradientMethod(Method):
         norm_momentum: float = 0.95,
         keep_moments: bool = False,
         divide_gradient: bool = False,
+        query_scale: float | None = None,
         shared_head: bool = False,
         recompute: bool = False,
         generator: torch.Generator | None = None,
@@ -89,6 +92,7 @@ class GradientMethod(Method):
         self.body_0 = nn.Parameter(theta_0[: learner.n_body])
         self.head_0 = nn.Parameter(theta_0[learner.n_body :].view(-1, learner.n_features + 1))
         self.register_buffer("moments_0", learner.initial_moments())
+        self.log_scale = None if query_scale is None else nn.Parameter(torch.tensor(query_scale).log())
 
     def theta_0(self, n_way: int) -> Float[Tensor, " n_params"]:
         """The learned initialisation for a number of classes.
@@ -136,7 +140,8 @@ class GradientMethod(Method):
         self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"]
     ) -> Float[Tensor, "*tasks n_query n_way"]:
         """Class scores of new images."""
-        return self.learner(adapted["theta"], query_x, adapted.get("moments"))[0]
+        logits = self.learner(adapted["theta"], query_x, adapted.get("moments"))[0]
+        return logits if self.log_scale is None else logits * self.log_scale.exp()
 
     def forward(self, batch: Episode) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The query loss and accuracy at the final theta, normalised as `train_query_norm` says."""
