@@ -305,7 +305,7 @@ def _meta_lstm(recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, T
         query_scale=5.0,
         mirror=_has_mirrors(data),
     )
-    training = replace(training, pretrain=15_000, mirrors=_has_mirrors(data), episodes=6_000, meta_batch=4, lr=1e-5)
+    training = replace(training, pretrain=15_000, mirrors=_has_mirrors(data), episodes=6_000, meta_batch=4, lr=3e-5)
     return settings, replace(training, optimizer_lr=3e-4, lr_decay=True, val_every=500, val_episodes=300)
 
 
