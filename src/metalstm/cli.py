@@ -101,7 +101,7 @@ class Data:
     def run(self) -> None:
         """Do it."""
         from rich import box
-        from rich.table import Table
+        from rich.table import Column, Table
 
         from metalstm import datasets
 
@@ -111,7 +111,9 @@ class Data:
             raise UserError(f"data {self.action}: which data set? one of {', '.join(datasets.NAMES)}")
         root = self.common.data_root or datasets.default_data_root()
         if self.action == "list":
-            table = Table("name", "images", *datasets.SPLITS, "here", "licence", box=box.SIMPLE_HEAD)
+            table = Table(
+                Column("name", no_wrap=True), "images", *datasets.SPLITS, "here", "licence", box=box.SIMPLE_HEAD
+            )
             for each in datasets.describe(root):
                 counts = [str(each.classes[split]) for split in datasets.SPLITS]
                 shape = "x".join(map(str, each.image_shape))

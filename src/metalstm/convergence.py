@@ -13,7 +13,7 @@ from metalstm.evaluation import Accuracy, evaluate
 from metalstm.methods import GradientMethod, Pretrained, build
 from metalstm.optimizers import RULES, InnerOptimizer, MetaLSTM
 from metalstm.recipes import RunConfig
-from metalstm.table import Table, Task, finetuned
+from metalstm.table import Table, Task, finetuned, select
 from metalstm.tuning import Choice, curves
 
 POINTS = range(16)  # inner steps that are drawn
@@ -61,7 +61,11 @@ def convergence(table: Table, task: Task, test_episodes: int = 200) -> dict[str,
                     if start == "pretrained":  # its layers have other lengths
                         rival.optimizer = _relaid(rival.optimizer, with_head)
                 else:
-                    choice = table.tune(name, rival, task, f"from {start}, {task}: {name}")
+                    if start == "pretrained":  # as its row of the table
+                        (row,) = select(f"finetune-{name}")
+                        choice = table.tune_finetuning(row, task, pretrained_config, pretrained)
+                    else:
+                        choice = table.tune(name, rival, task, f"from {start}, {task}: {name}")
                     rival.optimizer = RULES[name](choice.lr, choice.decay)
                     rival.query_norm = choice.query_norm
                 label = f"from {start}: {name}"

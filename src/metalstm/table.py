@@ -90,7 +90,7 @@ class Budget:
 
 
 PRETRAINING = Task(5, 5)  # one for all: it has no shots, but for its validation
-QUICK = Budget(300, 100, 30, few=5, many=15, read_at=(1, 3, 7, 15), test_episodes=100)
+QUICK = Budget(200, 100, 20, few=3, many=8, read_at=(1, 4, 10), test_episodes=50)
 
 
 def tasks(data: str) -> tuple[Task, ...]:
