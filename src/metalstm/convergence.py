@@ -14,9 +14,9 @@ from metalstm.methods import GradientMethod, Pretrained, build
 from metalstm.optimizers import RULES, InnerOptimizer, MetaLSTM
 from metalstm.recipes import RunConfig
 from metalstm.table import Table, Task, finetuned, select
-from metalstm.tuning import Choice, curves
+from metalstm.tuning import READ_AT, Choice, curves
 
-POINTS = range(16)  # inner steps that are drawn
+POINTS = range(READ_AT[-1] + 1)  # inner steps that are drawn
 LEARNED = "meta-lstm"
 
 
@@ -71,11 +71,10 @@ def convergence(table: Table, task: Task, test_episodes: int = 200) -> dict[str,
                 label = f"from {start}: {name}"
                 (read,) = curves(rival, sampler.__getitem__, range(test_episodes), POINTS, description=label)
                 steps = method.epochs if choice is None else choice.steps
-                at = min(steps, POINTS[-1])
-                accuracy = Accuracy(read.accuracy[:, at].tolist())
+                accuracy = Accuracy(read.accuracy[:, steps].tolist())
                 entry = {
                     "choice": None if choice is None else asdict(choice),
-                    "steps": at,
+                    "steps": steps,
                     "accuracy": accuracy.mean,
                     "ci95": accuracy.ci95,
                     "per_episode": accuracy.per_episode,

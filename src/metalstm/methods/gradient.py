@@ -50,8 +50,8 @@ class GradientMethod(Method):
             `running` averages that do not move. Of a handful of images, moments are noise.
         divide_gradient: Divide the gradient of the mean loss by the mini-batch size once more, as the authors' code
             does.
-        query_scale: Where a learned factor of the queries' logits starts; None for no such factor. It lets meta-training
-            learn from mistakes where a few small steps leave all answers unsure.
+        query_scale: Where a learned factor of the queries' logits starts; None for no such factor. It lets
+            meta-training learn from mistakes where a few small steps leave all answers unsure.
         shared_head: Learn one row of the head and start every class from it, instead of a row for each class.
         recompute: Compute inner steps again in the backward pass instead of keeping what they saw. Of first order with
             kernels there is little to keep.
