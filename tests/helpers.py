@@ -36,7 +36,7 @@ def flags(**values: object) -> list[str]:
 
 
 # A learner so small that an episode takes milliseconds.
-TINY = flags(**TASK, **SETTINGS, image_size=SIZE)
+TINY = flags(**TASK, **SETTINGS, image_size=SIZE, pretrain=0, meta_batch=1, patience=1000)
 
 
 def make_folder(directory: Path, seed: int = 0, noise: int = 60) -> Path:
@@ -69,7 +69,7 @@ def tiny_config(meta_sets: datasets.MetaSets, settings: dict[str, Any] | None = 
         n_classes=len(meta_sets.splits["meta-train"].classes),
         **TASK,
         settings=dataclasses.replace(paper, **{**SETTINGS, **(settings or {})}),
-        training=dataclasses.replace(loop, **{"val_episodes": 2, **training}),
+        training=dataclasses.replace(loop, **{"val_episodes": 2, "patience": 1000, **training}),
     )
 
 
@@ -78,7 +78,7 @@ def method_config(method: str, meta_sets: datasets.MetaSets, **training: Any):
     paper, loop = recipes.named(method, "paper", meta_sets.name, TASK["n_shot"])
     return recipes.RunConfig(
         dataclasses.replace(paper, filters=4),
-        dataclasses.replace(loop, **{"val_episodes": 2, **training}),
+        dataclasses.replace(loop, **{"val_episodes": 2, "patience": 1000, **training}),
         method,
         "paper",
         meta_sets.name,

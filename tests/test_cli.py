@@ -204,11 +204,11 @@ REFUSED_BY_TRAIN = {
     "less than no query": (flags(n_query=-1), "--n-query -1: must be at least "),
     "queries": (
         flags(n_query=15),
-        "class 'class 06' has 8 images, but 1-shot with 15 queries needs 16: add 8, or pass --n-query 7",
+        "class 'class 00' has 8 images, but 1-shot with 15 queries needs 16: add 8, or pass --n-query 7",
     ),
     "shots": (
         flags(n_shot=9),
-        "class 'class 06' has 8 images, but 9-shot with 3 queries needs 12: add 4, or pass a smaller --n-shot",
+        "class 'class 00' has 8 images, but 9-shot with 3 queries needs 12: add 4, or pass a smaller --n-shot",
     ),
     "small images": (flags(image_size=8), "images of 8x8 pixels are too small for Conv4: it needs at least 16x16"),
     "no pixels": (flags(image_size=0), "image size 0 is too small: pass 1 or more pixels"),

@@ -62,15 +62,18 @@ def making(tmp_path_factory) -> table.Table:
     return table.Table(load_folder(root / "data"), root / "out", BUDGET)
 
 
-@pytest.fixture(scope="module")
-def made(making) -> table.Table:
-    """The same with all rows."""
-    table.make(making, table.ROWS, seeds=[1])
-    return making
-
-
 @pytest.mark.slow
-def test_every_row_has_a_result_at_both_tasks(made):
+def test_a_whole_table(making):
+    """In one test, as it takes long to make; each part is a claim of its own."""
+    table.make(making, table.ROWS, seeds=[1])
+    every_row_has_a_result_at_both_tasks(making)
+    checkpoints_give_the_figures_of_the_table(making)
+    the_choice_of_a_rule_is_what_it_says(making)
+    what_is_there_is_not_made_again(making)
+    the_page_shows_all(making)
+
+
+def every_row_has_a_result_at_both_tasks(made):
     results = table_page.collect(made)
     assert [str(task) for task in results] == ["5w1s", "5w5s"]
     for there in results.values():
@@ -81,8 +84,7 @@ def test_every_row_has_a_result_at_both_tasks(made):
             assert not result["transductive"]
 
 
-@pytest.mark.slow
-def test_checkpoints_give_the_figures_of_the_table(made):
+def checkpoints_give_the_figures_of_the_table(made):
     for name in ("finetune-adam-5w5s", "finetune-head-5w1s", "nearest-neighbor-5w1s", "matching-net-fce-5w5s"):
         result = json.loads((made.out / "rows" / f"{name}.json").read_text())
         path = made.out / "checkpoints" / f"{name}.safetensors"
@@ -91,15 +93,13 @@ def test_checkpoints_give_the_figures_of_the_table(made):
         assert again["checkpoint_sha256"] == result["checkpoint_sha256"]
 
 
-@pytest.mark.slow
-def test_what_is_there_is_not_made_again(made):
+def what_is_there_is_not_made_again(made):
     before = {path: path.stat().st_mtime_ns for path in made.out.rglob("*") if path.is_file()}
     table.make(made, table.ROWS, seeds=[1])
     assert {path: path.stat().st_mtime_ns for path in made.out.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.slow
-def test_the_page_shows_all(made):
+def the_page_shows_all(made):
     table_page.write(made, [1], whole=True)
     values = json.loads((made.out / "table.json").read_text())
     assert values["versions"]["torch"] == torch.__version__
@@ -117,8 +117,7 @@ def test_the_page_shows_all(made):
     assert "http" not in page.replace("http-equiv", "")
 
 
-@pytest.mark.slow
-def test_the_choice_of_a_rule_is_the_best_of_what_was_tried(made):
+def the_choice_of_a_rule_is_what_it_says(made):
     """Followed anew with the chosen settings, the method reaches on meta-val what the choice says."""
     choice = json.loads((made.out / "choices" / "finetune-sgd-sgd-5w5s.json").read_text())
     file = made.out / "checkpoints" / "finetune-sgd-5w5s.safetensors"

@@ -59,6 +59,8 @@ def train(
         of_start = not name.startswith("optimizer.") and name != "log_scale"
         parameters[settings.lr if of_start else settings.optimizer_lr].append(parameter)
     optimizer = torch.optim.Adam({"params": group, "lr": lr, "initial_lr": lr} for lr, group in parameters.items())
+    if not isinstance(config.settings, PretrainedSettings):
+        _episodes(config, meta_sets.splits["meta-train"], "cpu")  # which refuses classes by the images that a user has
     sampler = _sampler(config, meta_train_images(config, meta_sets), device)
     val_sampler = _episodes(config, meta_sets.splits["meta-val"], device)
     at: dict[str, Any] = {"episode": 0, "seconds": 0.0, "best": -1.0, "best_episode": 0, "since_best": 0}
@@ -76,7 +78,7 @@ def train(
             raise UserError(f"{path} is not a state of this run ({error}): train anew with another --out") from error
         console.print(f"{out}: going on after episode {at['episode']:,}", soft_wrap=True)
     elif settings.pretrain:
-        train(pretraining(config), meta_sets, out / "pretrained", True, device)
+        _pretrain(config, meta_sets, out / "pretrained", device)
         start_from(method, checkpoint.load_method(out / "pretrained")[0])
     if settings.episodes <= at["episode"] - settings.meta_batch:
         raise UserError(f"{out} is {at['episode']:,} episodes long already: pass at least as many --episodes")
@@ -195,6 +197,19 @@ def pretraining(config: RunConfig) -> RunConfig[PretrainedSettings]:
         mirrors=config.training.mirrors,
     )
     return replace(config, method="pretrained", settings=settings, training=training)
+
+
+def _pretrain(config: RunConfig, meta_sets: MetaSets, out: Path, device: torch.device | str) -> None:
+    """Make the run that a gradient method starts from, if it is not there."""
+    run, last = pretraining(config), out / "last.safetensors"
+    if last.exists() and checkpoint.load(last)[1]["at"]["episode"] >= run.training.episodes:
+        return
+    if distributed.world_size() > 1:
+        raise UserError(
+            "pre-training runs in one process: start this command without torchrun until the pre-training is done, "
+            "then with torchrun and --resume; or pass --pretrain 0"
+        )
+    train(run, meta_sets, out, resume=True, device=device)
 
 
 def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | str = "cpu") -> float:
