@@ -182,6 +182,13 @@ def test_white_space_and_folders_in_a_list(tmp_path):
 # What is wrong: one line each.
 
 
+def refusal(root: Path) -> str:
+    """Why the data set is not loaded."""
+    with pytest.raises(UserError) as error:
+        load("mini-imagenet", root)
+    return str(error.value)
+
+
 def replace_in(name: str, old: str, new: str) -> Callable[[Path], object]:
     """Change a list."""
     return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new, 1))
@@ -244,9 +251,7 @@ def replace_in(name: str, old: str, new: str) -> Callable[[Path], object]:
 def test_faults_of_images(tmp_path, harm, message):
     folder = make_images(tmp_path)
     harm(folder)
-    with pytest.raises(UserError) as error:
-        load("mini-imagenet", tmp_path)
-    assert str(error.value) == message.format(d=folder, how=HOW)
+    assert refusal(tmp_path) == message.format(d=folder, how=HOW)
 
 
 def rewrite(name: str, change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], object]:
@@ -291,9 +296,7 @@ def broken_image(table: pa.Table) -> pa.Table:
 def test_faults_of_parquet(tmp_path, harm, message):
     folder = make_parquet(tmp_path)
     harm(folder)
-    with pytest.raises(UserError) as error:
-        load("mini-imagenet", tmp_path)
-    assert str(error.value) == message.format(d=folder, how=HOW)
+    assert refusal(tmp_path) == message.format(d=folder, how=HOW)
 
 
 def test_parquet_with_a_broken_image(tmp_path, cache):

@@ -175,7 +175,7 @@ class Train(Generic[S]):
         from metalstm.episodes import EpisodeSampler
         from metalstm.evaluation import allow_tf32
         from metalstm.methods import GradientMethod
-        from metalstm.training import train
+        from metalstm.training import run_config, train
 
         with distributed.together():
             meta_sets = datasets.load(self.data, self.common.data_root, self.image_size)
@@ -184,23 +184,18 @@ class Train(Generic[S]):
         if device.startswith("cpu"):
             kernels.build()  # the other processes of a machine find it
         allow_tf32(self.settings.precision)
-        config = recipes.RunConfig(
-            method=self.method,
-            recipe=self.recipe,
-            data=self.data,
-            data_digest=meta_sets.digest,
-            licence=meta_sets.licence,
-            image_shape=meta_sets.splits["meta-train"].image_shape,
-            n_classes=len(meta_sets.splits["meta-train"].classes),
-            n_way=self.n_way,
-            n_shot=self.n_shot,
-            n_query=self.n_query,
-            seed=self.common.seed,
-            settings=self.settings,
-            training=self.training,
+        config = run_config(
+            meta_sets,
+            self.settings,
+            self.training,
+            self.method,
+            self.recipe,
+            self.n_way,
+            self.n_shot,
+            self.n_query,
+            self.common.seed,
         )
-        source = self.data.rstrip("/").rpartition("/")[2].replace(":", "-")
-        name = f"{self.method}-{source}-{self.n_way}w{self.n_shot}s-{self.recipe}"
+        name = f"{self.method}-{meta_sets.short_name}-{self.n_way}w{self.n_shot}s-{self.recipe}"
         out = self.out or Path("runs") / name
         train(config, meta_sets, out, self.resume, device)
         if distributed.rank() > 0:
@@ -319,7 +314,7 @@ class Table:
         if device.startswith("cpu"):
             kernels.build()
         meta_sets = datasets.load(self.data, self.common.data_root)
-        out = self.out or table_page.folder_of(self.data)
+        out = self.out or Path("results") / meta_sets.short_name
         budget = table.QUICK if self.quick else table.Budget()
         making = table.Table(meta_sets, out, budget, self.common.seed, device)
         seeds = range(self.common.seed + 1, self.common.seed + self.seeds)

@@ -10,10 +10,11 @@ import torch
 
 from metalstm import checkpoint
 from metalstm.evaluation import Accuracy, evaluate
+from metalstm.learners import Conv4
 from metalstm.methods import GradientMethod, Pretrained, build
 from metalstm.optimizers import RULES, InnerOptimizer, MetaLSTM
 from metalstm.recipes import RunConfig
-from metalstm.table import Table, Task, finetuned, select
+from metalstm.table import Table, Task, select
 from metalstm.tuning import READ_AT, Choice, curves
 
 POINTS = range(READ_AT[-1] + 1)  # inner steps that are drawn
@@ -42,8 +43,7 @@ def convergence(table: Table, task: Task, test_episodes: int = 200) -> dict[str,
     assert isinstance(method.optimizer, MetaLSTM)
     assert isinstance(pretrained, Pretrained)
     fresh = _at_random(method, config)
-    first = Choice("sgd", 0.0, 0.0, "running", 1, 0.0, 0)
-    with_head, _ = finetuned(pretrained_config, pretrained, first, False, task)
+    with_head = table.untuned(task, pretrained_config, pretrained)
     assert isinstance(with_head, GradientMethod)
     starts: dict[str, GradientMethod] = {"random": fresh, "pretrained": with_head, "theta_0": method}
     sampler = table.episodes("meta-test", task)
@@ -103,14 +103,19 @@ def _at_random(method: GradientMethod, config: RunConfig) -> GradientMethod:
 def _relaid(optimizer: MetaLSTM, method: GradientMethod) -> MetaLSTM:
     """A copy of a learned optimiser for a learner whose layers have other lengths, but the same names."""
     optimizer = copy.deepcopy(optimizer)
+    assert isinstance(method.learner, Conv4)
     if optimizer.layers is not None:
-        layout = method.learner.layout(0)
-        optimizer.layers = [place.stop - place.start for place, _ in layout.values()][:-1]
+        optimizer.layers = method.learner.lengths
     return optimizer
 
 
-def ablation(table: Table, task: Task) -> dict[str, Any]:
+def ablation(table: Table, task: Task, tuned: dict[str, Any]) -> dict[str, Any]:
     """What each part of a trained Meta-LSTM is worth: taken away after training, on the table's meta-test episodes.
+
+    Args:
+        table: With the Meta-LSTM.
+        task: The episodes.
+        tuned: What `convergence` gives for the start `theta_0`.
 
     Returns:
         For `whole`, `theta_0 only` (the tuned rule that is best from there instead of the learned one), `gates only`
@@ -121,8 +126,6 @@ def ablation(table: Table, task: Task) -> dict[str, Any]:
         return json.loads(path.read_text())
     method, config, _ = checkpoint.load_method(table.train("meta-lstm", "best", task))
     assert isinstance(method, GradientMethod)
-    optimizer = method.optimizer
-    assert isinstance(optimizer, MetaLSTM)
 
     def varied(change: Callable[[GradientMethod], None]) -> GradientMethod:
         other = copy.deepcopy(method)
@@ -135,7 +138,6 @@ def ablation(table: Table, task: Task) -> dict[str, Any]:
         other.optimizer.weight_f.zero_()
         other.optimizer.bias_f.fill_(torch.inf)
 
-    tuned = convergence(table, task)["starts"]["theta_0"]
     best = max((Choice(**tuned[rule]["choice"]) for rule in RULES), key=lambda choice: choice.meta_val)
 
     def ruled(other: GradientMethod) -> None:

@@ -126,6 +126,11 @@ class MetaSets:
     licence: str
     digest: str
 
+    @property
+    def short_name(self) -> str:
+        """The name as a part of a file's name; of a folder, what it is called."""
+        return self.name.rstrip("/").rpartition("/")[2].replace(":", "-")
+
 
 @dataclass(frozen=True)
 class Description:

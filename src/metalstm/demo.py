@@ -13,7 +13,7 @@ from metalstm.episodes import EpisodeSampler
 from metalstm.evaluation import Accuracy, evaluate
 from metalstm.methods import GradientMethod, PixelNearestNeighbor
 from metalstm.optimizers import SGD
-from metalstm.training import train
+from metalstm.training import run_config, train
 
 N_WAY, N_SHOT = 5, 5
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -31,16 +31,8 @@ def demo(out: Path, episodes: int, seed: int, device: str) -> None:
     """
     meta_sets = datasets.load("glyphs")
     settings, training = recipes.named("meta-lstm", "best", "glyphs", N_SHOT)
-    config = recipes.RunConfig(
-        data_digest=meta_sets.digest,
-        licence=meta_sets.licence,
-        n_classes=len(meta_sets.splits["meta-train"].classes),
-        n_way=N_WAY,
-        n_shot=N_SHOT,
-        seed=seed,
-        settings=settings,
-        training=replace(training, episodes=episodes, val_every=100, val_episodes=30),
-    )
+    training = replace(training, episodes=episodes, val_every=100, val_episodes=30)
+    config = run_config(meta_sets, settings, training, "meta-lstm", "best", N_WAY, N_SHOT, seed=seed)
     console.print(
         f"Meta-training the Meta-LSTM: {episodes} episodes of {N_WAY} characters, {N_SHOT} drawings each",
         soft_wrap=True,

@@ -161,17 +161,7 @@ def evaluate_checkpoint(
     allow_tf32(precision)
     start = time.perf_counter()
     accuracy = evaluate(method.to(device), sampler, episodes, f"evaluating on {split}")
-    return {
-        "method": config.method,
-        "data": config.data,
-        "split": split,
-        "n_way": n_way,
-        "n_shot": n_shot,
-        "n_query": n_query,
-        "episodes": episodes,
-        "accuracy": accuracy.mean,
-        "ci95": accuracy.ci95,
-        "seed": seed,
+    return measured(config.method, config.data, split, sampler, accuracy) | {
         "query_norm": query_norm,
         "precision": precision,
         "transductive": query_norm == "batch",
@@ -179,6 +169,22 @@ def evaluate_checkpoint(
         "changes": config.changes(),
         "checkpoint_sha256": checkpoint.sha256(path),
         "seconds": time.perf_counter() - start,
+    }
+
+
+def measured(method: str, data: str, split: str, sampler: EpisodeSampler, accuracy: Accuracy) -> dict[str, Any]:
+    """What was tested on what, and what came out: the part of a result that every method has."""
+    return {
+        "method": method,
+        "data": data,
+        "split": split,
+        "n_way": sampler.n_way,
+        "n_shot": sampler.n_shot,
+        "n_query": sampler.n_query,
+        "episodes": len(accuracy.per_episode),
+        "accuracy": accuracy.mean,
+        "ci95": accuracy.ci95,
+        "seed": sampler.seed,
         "per_episode": accuracy.per_episode,
     }
 

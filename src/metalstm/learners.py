@@ -71,7 +71,8 @@ class Conv4(nn.Module):
                 self._shapes[f"conv{block}.bias"] = (filters,)
             self._shapes[f"norm{block}.weight"] = (filters,)
             self._shapes[f"norm{block}.bias"] = (filters,)
-        self.n_body = sum(map(prod, self._shapes.values()))
+        self.lengths = [prod(shape) for shape in self._shapes.values()]  # of theta's stretches, without the head
+        self.n_body = sum(self.lengths)
 
     def layout(self, n_way: int) -> Layout:
         """Where each parameter lies in theta: name -> (slice, shape), in order, head last."""

@@ -13,11 +13,11 @@ from metalstm.console import console
 from metalstm.datasets import MetaSets
 from metalstm.episodes import Episode, EpisodeSampler
 from metalstm.errors import unknown
-from metalstm.evaluation import EPISODES, evaluate, evaluate_checkpoint
-from metalstm.methods import GradientMethod, HeadOnly, Method, Pretrained, build
+from metalstm.evaluation import EPISODES, evaluate, evaluate_checkpoint, measured
+from metalstm.methods import GradientMethod, HeadOnly, Method, PixelNearestNeighbor, Pretrained, build
 from metalstm.optimizers import InnerOptimizer
 from metalstm.recipes import FinetuneSettings, QueryNorm, RunConfig
-from metalstm.training import pretraining, start_from, step_seconds, train
+from metalstm.training import pretraining, run_config, start_from, step_seconds, train
 from metalstm.tuning import FEW, MANY, READ_AT, Choice, tune
 
 NORMS: tuple[QueryNorm, ...] = ("running", "support")
@@ -162,26 +162,24 @@ class Table:
         """The file of a result."""
         return self.out / "rows" / f"{_named(row.name, task, seed)}.json"
 
-    def seconds(self, row: Row, task: Task, seed: int | None = None) -> float:
-        """How long a result will take at the most, by two steps of its training and what its run has done already."""
-        if row.method == "pixels":
-            return 0.0
-        config = self.config(row.method, row.recipe, task, self.seed)
+    def seconds(self, run: Path, config: RunConfig) -> float:
+        """How long a training will take at the most, by a step of it and what its run has done already."""
         seconds = 0.0
-        for each in (config, pretraining(config)) if config.training.pretrain else (config,):
-            metrics = self._run(row.method, row.recipe, task, seed) / "metrics.jsonl"
-            done = json.loads(metrics.read_text().splitlines()[-1])["episode"] if metrics.exists() else 0
-            seconds += step_seconds(each, self.meta_sets, self.device) * max(0, each.training.episodes - done)
-        return seconds
+        if config.training.pretrain:
+            seconds = self.seconds(run / "pretrained", pretraining(config))
+        metrics = run / "metrics.jsonl"
+        done = json.loads(metrics.read_text().splitlines()[-1])["episode"] if metrics.exists() else 0
+        return seconds + step_seconds(config, self.meta_sets, self.device) * max(0, config.training.episodes - done)
 
     def train(self, method: str, recipe: str, task: Task, seed: int | None = None) -> Path:
         """The run folder of a training, which is done, or gone on with, if it has not ended yet."""
         config = self.config(method, recipe, task, self.seed if seed is None else seed)
-        out = self._run(method, recipe, task, seed)
+        out = self.run(method, recipe, task, seed)
         train(config, self.meta_sets, out, resume=True, device=self.device)
         return out
 
-    def _run(self, method: str, recipe: str, task: Task, seed: int | None) -> Path:
+    def run(self, method: str, recipe: str, task: Task, seed: int | None = None) -> Path:
+        """The run folder of a training; that of the pre-training serves all tasks."""
         task = PRETRAINING if method == "pretrained" else task
         return self.out / "runs" / _named(f"{method}-{recipe}", task, seed)
 
@@ -199,21 +197,7 @@ class Table:
             val_episodes=budget.val_episodes or training.val_episodes,
             patience=PATIENCE,
         )
-        images = self.meta_sets.splits["meta-train"]
-        return RunConfig(
-            settings,
-            training,
-            method=method,
-            recipe=recipe,
-            data=self.meta_sets.name,
-            data_digest=self.meta_sets.digest,
-            licence=self.meta_sets.licence,
-            image_shape=images.image_shape,
-            n_classes=len(images.classes),
-            n_way=task.n_way,
-            n_shot=task.n_shot,
-            seed=seed,
-        )
+        return run_config(self.meta_sets, settings, training, method, recipe, task.n_way, task.n_shot, seed=seed)
 
     def episodes(self, split: str, task: Task) -> EpisodeSampler:
         """Episodes of a split; the same for every row."""
@@ -246,12 +230,18 @@ class Table:
         for rule in row.rules:
             path = self.out / "choices" / f"{row.name}-{rule}-{task}.json"
             if not path.exists():
-                first = Choice(rule, 0.0, 0.0, "running", self.budget.read_at[-1], 0.0, 0)
-                method, _ = finetuned(config, pretrained, first, row.head_only, task)
-                choice = self.tune(rule, method.to(self.device), task, f"{row.name}-{task}: {rule}")
+                method = self.untuned(task, config, pretrained, row.head_only)
+                choice = self.tune(rule, method, task, f"{row.name}-{task}: {rule}")
                 checkpoint.write(path, (json.dumps(asdict(choice)) + "\n").encode())
             choices.append(Choice(**json.loads(path.read_text())))
         return max(choices, key=lambda choice: choice.meta_val)
+
+    def untuned(
+        self, task: Task, config: RunConfig, pretrained: Pretrained, head_only: bool = False
+    ) -> GradientMethod | HeadOnly:
+        """Fine-tuning for as many steps as are read, by no rule yet."""
+        none = Choice("sgd", 0.0, 0.0, "running", self.budget.read_at[-1], 0.0, 0)
+        return finetuned(config, pretrained, none, head_only, task)[0].to(self.device)
 
     def tune(self, rule: str, method: Method, task: Task, description: str) -> Choice:
         """Settings of a rule on meta-val, for a method whose own optimiser is of no account."""
@@ -277,27 +267,15 @@ class Table:
 
     def _test_pixels(self, task: Task) -> dict[str, Any]:
         """Nearest neighbour in pixels, which has no checkpoint."""
-        from metalstm.methods import PixelNearestNeighbor
-
         sampler = self.episodes("meta-test", task)
         accuracy = evaluate(PixelNearestNeighbor(), sampler, self.budget.test_episodes, "pixels on meta-test")
-        return {
-            "method": "pixels",
-            "data": self.meta_sets.name,
-            "split": "meta-test",
-            "n_way": task.n_way,
-            "n_shot": task.n_shot,
-            "n_query": sampler.n_query,
-            "episodes": self.budget.test_episodes,
-            "accuracy": accuracy.mean,
-            "ci95": accuracy.ci95,
-            "seed": self.seed,
+        result = measured("pixels", self.meta_sets.name, "meta-test", sampler, accuracy)
+        return result | {
             "transductive": False,
             "train_seconds": 0.0,
             "train_episodes": 0,
             "parameters": 0,
             "chosen": {},
-            "per_episode": accuracy.per_episode,
         }
 
 
@@ -338,7 +316,7 @@ def _named(name: str, task: Task, seed: int | None) -> str:
 
 
 def select(only: str | None) -> tuple[Row, ...]:
-    """The rows of a name, or of all that begin with it, or all.
+    """The row of a name, or all.
 
     Raises:
         UserError: There is no such row.
@@ -362,12 +340,17 @@ def make(table: Table, chosen: Sequence[Row], seeds: Sequence[int]) -> None:
     ]
     jobs += [(row, Task(5, 5), seed) for seed in seeds for row in chosen if row.name == "meta-lstm"]
     missing = [job for job in jobs if not table.result(*job).exists()]
-    costs = [table.seconds(*job) for job in missing]
-    for number, job in enumerate(missing):
-        left = sum(costs[number:])
-        name = table.result(*job).stem
-        console.print(f"[{number + 1}/{len(missing)}] {name}; at most {_hours(left)} to go", soft_wrap=True)
-        table.make(*job)
+    left: dict[Path, float] = {}  # seconds of each training, which several rows may share
+    for row, task, seed in missing:
+        run = table.run(row.method, row.recipe, task, seed)
+        if row.method != "pixels" and run not in left:
+            left[run] = table.seconds(run, table.config(row.method, row.recipe, task, table.seed))
+    for number, (row, task, seed) in enumerate(missing):
+        name = table.result(row, task, seed).stem
+        hours = _hours(sum(left.values()))
+        console.print(f"[{number + 1}/{len(missing)}] {name}; at most {hours} of training to go", soft_wrap=True)
+        table.make(row, task, seed)
+        left.pop(table.run(row.method, row.recipe, task, seed), None)
 
 
 def _hours(seconds: float) -> str:

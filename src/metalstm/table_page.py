@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from math import sqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from metalstm.evaluation import confusion
 from metalstm.methods import GradientMethod
 from metalstm.optimizers import MetaLSTM
 from metalstm.report import Strong
-from metalstm.table import ROWS, Table, Task, rows, tasks
+from metalstm.table import ROWS, Table, Task, rows, select, tasks
 
 Results = dict[Task, dict[str, dict[str, Any]]]  # task -> name of a row -> what was measured
 GATE_TASKS, CONFUSION_EPISODES = 50, 200
@@ -47,7 +46,7 @@ def collect(table: Table) -> Results:
     for task in tasks(table.meta_sets.name):
         results[task] = {}
         for row in rows(task):
-            path = table.out / "rows" / f"{row.name}-{task}.json"
+            path = table.result(row, task)
             if path.exists():
                 results[task][row.name] = json.loads(path.read_text())
     return results
@@ -68,7 +67,7 @@ def write(table: Table, seeds: Sequence[int], whole: bool) -> None:
         for task in results:
             if task.n_way == 5:
                 curves[task] = convergence(table, task, min(200, table.budget.test_episodes))
-                ablations[task] = ablation(table, task)
+                ablations[task] = ablation(table, task, curves[task]["starts"]["theta_0"])
     values = {
         "data": table.meta_sets.name,
         "quick": table.budget.train_episodes is not None,
@@ -205,9 +204,9 @@ def _spread(table: Table, seeds: Sequence[int]) -> dict[str, Any]:
     if not seeds:
         return {}
     task = Task(5, 5)
-    names = {str(table.seed): f"meta-lstm-{task}"} | {str(seed): f"meta-lstm-{task}-seed{seed}" for seed in seeds}
-    runs = {seed: table.out / "rows" / f"{name}.json" for seed, name in names.items()}
-    results = {seed: json.loads(path.read_text()) for seed, path in runs.items() if path.exists()}
+    (row,) = select("meta-lstm")
+    paths = {str(table.seed): table.result(row, task)} | {str(seed): table.result(row, task, seed) for seed in seeds}
+    results = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
     if len(results) < 2:
         return {}
     return {"runs": results, "std": float(np.std([result["accuracy"] for result in results.values()], ddof=1))}
@@ -219,8 +218,8 @@ def _pictures(table: Table, results: Results) -> list[report.Block]:
     for task, there in results.items():
         runs = {}
         for row in ROWS:
-            folder = table.out / "runs" / f"{row.method}-{row.recipe}-{task}"
-            if row.name in there and (folder / "metrics.jsonl").exists():
+            folder = table.run(row.method, row.recipe, task)
+            if row.name in there and not row.rules and (folder / "metrics.jsonl").exists():
                 runs[row.label] = folder
         if runs:
             blocks += [report.Heading(f"Learning curves, {_words(task)}"), report.meta_val_curves(runs)]
@@ -286,8 +285,3 @@ def _signed(mean: float, ci95: float) -> str:
 
 def _words(task: Task) -> str:
     return f"{task.n_way}-way {task.n_shot}-shot"
-
-
-def folder_of(data: str) -> Path:
-    """Where a table goes by default."""
-    return Path("results") / data.rstrip("/").rpartition("/")[2].replace(":", "-")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.progress import TextColumn
@@ -22,8 +22,9 @@ from metalstm.episodes import BatchSampler, EpisodeSampler
 from metalstm.errors import Interrupted, UserError
 from metalstm.evaluation import evaluate
 from metalstm.methods import GradientMethod, HeadOnly, Method, Pretrained, build
-from metalstm.recipes import PretrainedSettings, RunConfig, TrainingSettings, named
+from metalstm.recipes import PretrainedSettings, RunConfig, Settings, TrainingSettings, named
 
+S = TypeVar("S", bound=Settings)
 LOG_EVERY = 50  # episodes between two lines of metrics.jsonl; the resume state is saved as often
 
 
@@ -61,7 +62,6 @@ def train(
     optimizer = torch.optim.Adam({"params": group, "lr": lr, "initial_lr": lr} for lr, group in parameters.items())
     if not isinstance(config.settings, PretrainedSettings):
         _episodes(config, meta_sets.splits["meta-train"], "cpu")  # which refuses classes by the images that a user has
-    sampler = _sampler(config, meta_train_images(config, meta_sets), device)
     val_sampler = _episodes(config, meta_sets.splits["meta-val"], device)
     at: dict[str, Any] = {"episode": 0, "seconds": 0.0, "best": -1.0, "best_episode": 0, "since_best": 0}
     path = out / "last.safetensors"
@@ -89,6 +89,9 @@ def train(
                     left.unlink()
             checkpoint.write(out / "config.json", (json.dumps(config.to_dict(), indent=1) + "\n").encode())
             _forget_metrics_after(out / "metrics.jsonl", at["episode"])
+    if _is_done(settings, at):
+        return
+    sampler = _sampler(config, meta_train_images(config, meta_sets), device)
 
     def save(name: str) -> None:
         meta = {"config": config.to_dict(), "at": at, "meta_val": at["best"], "episode": at["episode"]}
@@ -172,6 +175,36 @@ def train(
                     )
     if stopping:
         raise Interrupted(f"saved after episode {at['episode']:,}")
+
+
+def run_config(
+    meta_sets: MetaSets,
+    settings: S,
+    training: TrainingSettings,
+    method: str,
+    recipe: str,
+    n_way: int,
+    n_shot: int,
+    n_query: int = 15,
+    seed: int = 0,
+) -> RunConfig[S]:
+    """The configuration of a run on a data set; arguments as the fields of `RunConfig`."""
+    images = meta_sets.splits["meta-train"]
+    return RunConfig(
+        settings,
+        training,
+        method,
+        recipe,
+        meta_sets.name,
+        meta_sets.digest,
+        meta_sets.licence,
+        images.image_shape,
+        len(images.classes),
+        n_way,
+        n_shot,
+        n_query,
+        seed,
+    )
 
 
 def meta_train_images(config: RunConfig, meta_sets: MetaSets) -> ImagesByClass:

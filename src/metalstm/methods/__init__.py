@@ -52,14 +52,13 @@ def build(config: RunConfig) -> Method:
     )
     match settings:
         case MetaLSTMSettings():
-            layers = [place.stop - place.start for place, _ in learner.layout(0).values()][:-1]
             return GradientMethod(
                 learner,
                 MetaLSTM(
                     settings.hidden_size,
                     settings.forget_bias,
                     settings.input_bias,
-                    layers if settings.layer_rates else None,
+                    learner.lengths if settings.layer_rates else None,
                     settings.body_factor,
                     generator,
                 ),

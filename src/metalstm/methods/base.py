@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from metalstm.episodes import Support
+from metalstm.learners import Conv4
 
 Adapted = dict[str, Tensor]  # everything that one task, or each of a batch of tasks, taught
 
@@ -36,6 +37,14 @@ class Method(nn.Module, ABC):
             Mean cross-entropy of the queries in nats, and the share of them that is classified rightly, in 0..1.
         """
         return score(self.logits(self.adapt(batch.support), batch.query.x), batch.query.y)
+
+
+def embed(
+    learner: Conv4, body: Tensor, x: Float[Tensor, "*tasks n channels height width"], moments: Tensor
+) -> Float[Tensor, "*tasks n n_features"]:
+    """Features of images by one body and one set of moments for all tasks."""
+    tasks = x.shape[:-4]
+    return learner.features(body.expand(*tasks, -1), x, moments.expand(*tasks, -1))[0]
 
 
 def cross_entropy(logits: Float[Tensor, "*tasks n n_way"], y: Int[Tensor, "*tasks n"]) -> Float[Tensor, "*tasks"]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metalstm.episodes import Episode, Support
 from metalstm.learners import Conv4
-from metalstm.methods.base import Adapted, Method
+from metalstm.methods.base import Adapted, Method, embed
 from metalstm.methods.gradient import GradientMethod
 
 
@@ -47,6 +47,4 @@ class HeadOnly(Method):
 
     @torch.no_grad()
     def _embed(self, x: Tensor) -> Float[Tensor, "*tasks n n_features 1 1"]:
-        tasks = x.shape[:-4]
-        features, _ = self.learner.features(self.body.expand(*tasks, -1), x, self.moments.expand(*tasks, -1))
-        return features[..., None, None]
+        return embed(self.learner, self.body, x, self.moments)[..., None, None]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from metalstm.episodes import Episode, Labelled, Support
 from metalstm.learners import Conv4
-from metalstm.methods.base import Adapted, Method, score
+from metalstm.methods.base import Adapted, Method, embed, score
 from metalstm.recipes import ClassScore
 
 NORM_MOMENTUM = 0.1  # weight of the new batch in the running averages of training
@@ -64,7 +64,7 @@ class Pretrained(Method):
 
     def embed(self, x: Float[Tensor, "*tasks n channels height width"]) -> Float[Tensor, "*tasks n n_features"]:
         """Features by the running averages of pre-training."""
-        return _embed(self.learner, self.body, x, self.moments)
+        return embed(self.learner, self.body, x, self.moments)
 
     def adapt(self, support: Support) -> Adapted:
         """Keep the features of the support set."""
@@ -129,13 +129,13 @@ class MatchingNet(Method):
     def adapt(self, support: Support) -> Adapted:
         """Keep the embeddings of the support set."""
         with torch.no_grad():
-            return self._adapt(_embed(self.learner, self.body, support.x, self.moments), support)
+            return self._adapt(embed(self.learner, self.body, support.x, self.moments), support)
 
     def logits(
         self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"]
     ) -> Float[Tensor, "*tasks n_query n_way"]:
         """Class scores as `class_score` says."""
-        return self._logits(adapted, _embed(self.learner, self.body, query_x, self.moments))
+        return self._logits(adapted, embed(self.learner, self.body, query_x, self.moments))
 
     def _adapt(self, features: Tensor, support: Support) -> Adapted:
         if self.context:
@@ -200,11 +200,6 @@ class FullContext(nn.Module):
             h, c = h.view(features.shape) + features, c.view(features.shape)
             read = (h @ support.mT).softmax(-1) @ support
         return h
-
-
-def _embed(learner: Conv4, body: Tensor, x: Tensor, moments: Tensor) -> Float[Tensor, "*tasks n n_features"]:
-    tasks = x.shape[:-4]
-    return learner.features(body.expand(*tasks, -1), x, moments.expand(*tasks, -1))[0]
 
 
 def _best_of_class(
