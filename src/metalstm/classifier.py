@@ -30,8 +30,6 @@ MAX_WAY = 20  # classes that meta-learners have been measured with
 LOOK_AT = 20  # images by which their kind is judged
 TOGETHER = 128  # images at a time; more are no faster
 FOLDS = 5  # of the estimate, at the most
-# What a gradient method needs no longer once it has adapted.
-SPENT = ("body_0", "head_0", "moments_0", "optimizer.")
 PARAMETERS = ("checkpoint", "seed", "device")
 
 
@@ -283,11 +281,8 @@ class Classifier:
 
     def save(self, path: str | Path) -> None:
         """Write the classifier to one safetensors file, from which `load` makes it again."""
-        kept = {
-            f"method.{name}": tensor
-            for name, tensor in self.method.state_dict().items()
-            if not name.removeprefix("head.").startswith(SPENT)
-        }
+        state = self.method.state_dict()
+        kept = {f"method.{name}": tensor for name, tensor in state.items() if not is_spent(name)}
         adapted = {f"adapted.{name}": tensor for name, tensor in self.network.adapted.items()}
         checkpoint.save(Path(path), kept | adapted, self.meta)
 
@@ -432,7 +427,12 @@ class Classifier:
         calibration = self.meta["calibration"]
         temperature = calibration["temperature"] if calibration else 1.0
         adapted = {name: tensor.to(self.device) for name, tensor in adapted.items()}
-        self.network = Network(self.method, adapted, self.preprocessing.drawing, temperature)
+        self.network = Network(self.method, adapted, self.preprocessing.drawing, temperature).eval()
+
+
+def is_spent(name: str) -> bool:
+    """Whether a method needs its tensor of this name no longer once it has adapted: theta_0 and what changes it."""
+    return name.removeprefix("head.").startswith(("body_0", "head_0", "moments_0", "optimizer."))
 
 
 def nearest_shipped(drawings: bool, n_shot: float) -> str:
