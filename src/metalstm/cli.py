@@ -357,10 +357,8 @@ class Adapt:
         labels, paths = [label for label, _ in files], [path for _, path in files]
         classifier = Classifier(self.checkpoint, self.common.seed, device).fit(paths, labels)
         classifier.save(out)
-        counts = ", ".join(
-            f"{n} {name}" for name, n in zip(classifier.classes_, classifier.meta["images"], strict=True)
-        )
-        console.print(f"{self.images}: {counts}", soft_wrap=True)
+        counts = zip(classifier.meta["images"], classifier.classes_, strict=True)
+        console.print(f"{self.images}: {', '.join(f'{n} {name}' for n, name in counts)}", soft_wrap=True)
         if self.checkpoint is None:
             kind = "drawings" if classifier.preprocessing.drawing else "photos"
             reason = f"for {kind}, {len(files) / len(classifier.classes_):.3g} a class; --checkpoint takes another"
@@ -426,10 +424,9 @@ class Predict:
 
     def _tell(self, answers: list[dict[str, Any]]) -> None:
         """To files or stdout."""
-        lines = [("image", "class", "probability")]
-        lines += [(a["image"], str(a["class"] or NONE), f"{a['probability']:.6f}") for a in answers]
+        lines = [(a["image"], NONE if a["class"] is None else str(a["class"]), a["probability"]) for a in answers]
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(lines)
+        csv.writer(text, lineterminator="\n").writerows([("image", "class", "probability"), *lines])
         for place, content in ((self.csv, text.getvalue()), (self.json, json.dumps(answers) + "\n")):
             if place == "-":
                 print(content, end="")  # noqa: T201
@@ -444,8 +441,8 @@ class Predict:
 
             table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
             table.box = box.SIMPLE_HEAD
-            for a in answers:
-                table.add_row(Text(a["image"]), Text(str(a["class"] or NONE)), f"{100 * a['probability']:.1f} %")
+            for image, label, probability in lines:
+                table.add_row(Text(image), Text(label), f"{100 * probability:.1f} %")
             _stdout().print(table)
 
 
