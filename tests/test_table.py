@@ -104,7 +104,7 @@ def the_page_shows_all(made):
     values = json.loads((made.out / "table.json").read_text())
     assert values["versions"]["torch"] == torch.__version__
     assert set(values["convergence"]["5w5s"]["starts"]) == {"random", "pretrained", "theta_0"}
-    assert len(values["ablation"]["5w1s"]) == 4
+    assert len(values["ablation"]["5w5s"]) == 4
     assert len(values["seeds"]["runs"]) == 2
     text = (made.out / "table.md").read_text()
     page = (made.out / "report.html").read_text()

@@ -16,7 +16,7 @@ from metalstm.errors import unknown
 from metalstm.evaluation import EPISODES, evaluate, evaluate_checkpoint, measured
 from metalstm.methods import GradientMethod, HeadOnly, Method, PixelNearestNeighbor, Pretrained, build
 from metalstm.optimizers import InnerOptimizer
-from metalstm.recipes import FinetuneSettings, QueryNorm, RunConfig
+from metalstm.recipes import FinetuneSettings, Precision, QueryNorm, RunConfig
 from metalstm.training import pretraining, run_config, start_from, step_seconds, train
 from metalstm.tuning import FEW, MANY, READ_AT, Choice, tune
 
@@ -81,6 +81,7 @@ class Budget:
     """How much work goes into a table."""
 
     train_episodes: int | None = None  # at the most; the recipe's own by default
+    train_minutes: float | None = None  # at the most, of each training
     val_every: int | None = None
     val_episodes: int | None = None
     few: int = FEW
@@ -90,7 +91,7 @@ class Budget:
 
 
 PRETRAINING = Task(5, 5)  # one for all: it has no shots, but for its validation
-QUICK = Budget(200, 100, 20, few=3, many=8, read_at=(1, 4, 10), test_episodes=50)
+QUICK = Budget(train_episodes=200, val_every=100, val_episodes=20, few=3, many=8, read_at=(1, 4, 10), test_episodes=50)
 
 
 def tasks(data: str) -> tuple[Task, ...]:
@@ -114,6 +115,7 @@ class Table:
         budget: How much work goes into it.
         seed: Of weights and episodes.
         device: Where to compute.
+        precision: Of training and tuning; tests are in fp32.
     """
 
     meta_sets: MetaSets
@@ -121,6 +123,7 @@ class Table:
     budget: Budget = Budget()
     seed: int = 0
     device: str = "cpu"
+    precision: Precision = "fp32"
 
     def make(self, row: Row, task: Task, seed: int | None = None) -> dict[str, Any]:
         """Train, tune and test a row at a task, as far as that is still to do; gives its result.
@@ -166,17 +169,27 @@ class Table:
         """How long a training will take at the most, by a step of it and what its run has done already."""
         seconds = 0.0
         if config.training.pretrain:
-            seconds = self.seconds(run / "pretrained", pretraining(config))
-        metrics = run / "metrics.jsonl"
-        done = json.loads(metrics.read_text().splitlines()[-1])["episode"] if metrics.exists() else 0
-        return seconds + step_seconds(config, self.meta_sets, self.device) * max(0, config.training.episodes - done)
+            seconds = self.seconds(self.pretrained(config), pretraining(config))
+        done = _last_line(run)["episode"] if (run / "metrics.jsonl").exists() else 0
+        left = step_seconds(config, self.meta_sets, self.device) * max(0, config.training.episodes - done)
+        minutes = config.training.minutes
+        return seconds + (left if minutes is None else min(left, 60 * minutes))
 
     def train(self, method: str, recipe: str, task: Task, seed: int | None = None) -> Path:
         """The run folder of a training, which is done, or gone on with, if it has not ended yet."""
         config = self.config(method, recipe, task, self.seed if seed is None else seed)
         out = self.run(method, recipe, task, seed)
-        train(config, self.meta_sets, out, resume=True, device=self.device)
+        start = self.pretrained(config)
+        if config.training.pretrain:
+            first = replace(pretraining(config), n_way=PRETRAINING.n_way, n_shot=PRETRAINING.n_shot)
+            train(first, self.meta_sets, start, resume=True, device=self.device)
+        train(config, self.meta_sets, out, resume=True, device=self.device, pretrained=start)
         return out
+
+    def pretrained(self, config: RunConfig) -> Path:
+        """The run folder of the pre-training that runs of one seed, at whatever task, start from."""
+        seed = None if config.seed == self.seed else config.seed
+        return self.out / "runs" / _named(f"start-{config.recipe}-{config.settings.filters}f", PRETRAINING, seed)
 
     def run(self, method: str, recipe: str, task: Task, seed: int | None = None) -> Path:
         """The run folder of a training; that of the pre-training serves all tasks."""
@@ -187,12 +200,14 @@ class Table:
         """Of a training: its recipe within the budget."""
         task = PRETRAINING if method == "pretrained" else task
         settings, training = recipes.named(method, recipe, self.meta_sets.name, task.n_shot)
+        settings = replace(settings, precision=self.precision)
         budget = self.budget
         if budget.train_episodes is not None:
             training = replace(training, episodes=min(training.episodes, budget.train_episodes))
             training = replace(training, pretrain=min(training.pretrain, budget.train_episodes))
         training = replace(
             training,
+            minutes=budget.train_minutes,
             val_every=budget.val_every or training.val_every,
             val_episodes=budget.val_episodes or training.val_episodes,
             patience=PATIENCE,
@@ -206,12 +221,11 @@ class Table:
     def _choose(self, row: Row, task: Task, run: Path, file: Path) -> dict[str, Any]:
         """Write the checkpoint that is to be tested, and tell how it was chosen."""
         method, config, meta = checkpoint.load_method(run)
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        start = run / "pretrained" / "metrics.jsonl"
-        seconds = lines[-1]["seconds"]
-        if start.exists():
-            seconds += json.loads(start.read_text().splitlines()[-1])["seconds"]
-        facts: dict[str, Any] = {"train_seconds": seconds, "train_episodes": lines[-1]["episode"]}
+        last = _last_line(run)
+        facts: dict[str, Any] = {"train_seconds": last["seconds"], "train_episodes": last["episode"]}
+        facts["train_precision"] = self.precision
+        if config.training.pretrain:
+            facts["train_seconds"] += _last_line(self.pretrained(config))["seconds"]
         if row.rules:
             assert isinstance(method, Pretrained)
             choice = self.tune_finetuning(row, task, config, method)
@@ -220,6 +234,7 @@ class Table:
         else:
             chosen = {"meta_val": meta["meta_val"], "episode": meta["episode"]}
         facts["parameters"] = sum(parameter.numel() for parameter in method.parameters())
+        config = replace(config, settings=replace(config.settings, precision="fp32"))
         tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
         checkpoint.save(file, tensors, {"config": config.to_dict(), **chosen})
         return facts | {"chosen": chosen}
@@ -274,6 +289,7 @@ class Table:
             "transductive": False,
             "train_seconds": 0.0,
             "train_episodes": 0,
+            "train_precision": "fp32",
             "parameters": 0,
             "chosen": {},
         }
@@ -303,6 +319,7 @@ def finetuned(
         conv_bias=own.conv_bias,
         unit_gamma=own.unit_gamma,
         mirror=own.mirror,
+        precision=own.precision,
     )
     config = replace(config, method="finetune", settings=settings, n_way=task.n_way, n_shot=task.n_shot)
     method = build(config)
@@ -351,6 +368,11 @@ def make(table: Table, chosen: Sequence[Row], seeds: Sequence[int]) -> None:
         console.print(f"[{number + 1}/{len(missing)}] {name}; at most {hours} of training to go", soft_wrap=True)
         table.make(row, task, seed)
         left.pop(table.run(row.method, row.recipe, task, seed), None)
+
+
+def _last_line(run: Path) -> dict[str, Any]:
+    """Of a run's metrics."""
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 
 def _hours(seconds: float) -> str:
