@@ -37,8 +37,8 @@ def convergence(table: Table, task: Task, test_episodes: int) -> dict[str, Any]:
         `points`, `meta_lstm_steps`, `episodes`, and for each start and optimiser its `curves` (means), `choice`, and
         the query `accuracy` at its best step with `ci95` and `per_episode`.
     """
-    method, config, _ = checkpoint.load_method(table.train("meta-lstm", "best", task))
-    pretrained, pretrained_config, _ = checkpoint.load_method(table.train("pretrained", "best", task))
+    method, config, _ = checkpoint.load_method(table.train(select("meta-lstm")[0], task))
+    pretrained, pretrained_config, _ = checkpoint.load_method(table.train(select("nearest-neighbor")[0], task))
     assert isinstance(method, GradientMethod)
     assert isinstance(method.optimizer, MetaLSTM)
     assert isinstance(pretrained, Pretrained)
@@ -127,7 +127,7 @@ def ablation(table: Table, task: Task, tuned: dict[str, Any]) -> dict[str, Any]:
     path = table.out / "convergence" / f"ablation-{task}.json"
     if path.exists():
         return json.loads(path.read_text())
-    method, config, _ = checkpoint.load_method(table.train("meta-lstm", "best", task))
+    method, config, _ = checkpoint.load_method(table.train(select("meta-lstm")[0], task))
     assert isinstance(method, GradientMethod)
 
     def varied(change: Callable[[GradientMethod], None]) -> GradientMethod:

@@ -35,6 +35,7 @@ class Row:
         recipe: Of that training.
         rules: What fine-tunes; the best on meta-val is taken.
         head_only: Whether fine-tuning leaves all but the head as it was.
+        filters: Of the learner; None for the recipe's own.
         paper: The paper's figure and its interval at 1 and at 5 shots, for mini-ImageNet.
     """
 
@@ -44,6 +45,7 @@ class Row:
     recipe: str = "best"
     rules: tuple[str, ...] = ()
     head_only: bool = False
+    filters: int | None = None
     paper: tuple[tuple[float, float], ...] = ()
 
 
@@ -61,6 +63,7 @@ ROWS = (
     Row("matching-net-fce", "Matching Network FCE", "matching-net-fce", paper=((43.56, 0.84), (55.31, 0.73))),
     Row("meta-lstm-paper", "Meta-LSTM, paper", "meta-lstm", "paper", paper=((43.44, 0.77), (60.60, 0.71))),
     Row("meta-lstm", "Meta-LSTM, best", "meta-lstm"),
+    Row("meta-lstm-64", "Meta-LSTM, best, 64 filters", "meta-lstm", filters=64),
 )
 AT_20_WAY = ("nearest-neighbor", "matching-net", "meta-lstm")  # rows of the tasks of 20 classes
 
@@ -141,7 +144,7 @@ class Table:
         if row.method == "pixels":
             result: dict[str, Any] = self._test_pixels(task)
         else:
-            run = self.train(row.method, row.recipe, task, seed)
+            run = self.train(row, task, seed)
             file = self.out / "checkpoints" / f"{name}.safetensors"
             facts = self._choose(row, task, run, file)
             console.print(f"{name}: chosen on meta-val: {facts['chosen']}; now meta-test is opened", soft_wrap=True)
@@ -175,10 +178,10 @@ class Table:
         minutes = config.training.minutes
         return seconds + (left if minutes is None else min(left, 60 * minutes))
 
-    def train(self, method: str, recipe: str, task: Task, seed: int | None = None) -> Path:
+    def train(self, row: Row, task: Task, seed: int | None = None) -> Path:
         """The run folder of a training, which is done, or gone on with, if it has not ended yet."""
-        config = self.config(method, recipe, task, self.seed if seed is None else seed)
-        out = self.run(method, recipe, task, seed)
+        config = self.config(row, task, self.seed if seed is None else seed)
+        out = self.run(row, task, seed)
         start = self.pretrained(config)
         if config.training.pretrain:
             first = replace(pretraining(config), n_way=PRETRAINING.n_way, n_shot=PRETRAINING.n_shot)
@@ -191,16 +194,17 @@ class Table:
         seed = None if config.seed == self.seed else config.seed
         return self.out / "runs" / _named(f"start-{config.recipe}-{config.settings.filters}f", PRETRAINING, seed)
 
-    def run(self, method: str, recipe: str, task: Task, seed: int | None = None) -> Path:
+    def run(self, row: Row, task: Task, seed: int | None = None) -> Path:
         """The run folder of a training; that of the pre-training serves all tasks."""
-        task = PRETRAINING if method == "pretrained" else task
-        return self.out / "runs" / _named(f"{method}-{recipe}", task, seed)
+        task = PRETRAINING if row.method == "pretrained" else task
+        name = f"{row.method}-{row.recipe}" + (f"-{row.filters}f" if row.filters else "")
+        return self.out / "runs" / _named(name, task, seed)
 
-    def config(self, method: str, recipe: str, task: Task, seed: int) -> RunConfig:
+    def config(self, row: Row, task: Task, seed: int) -> RunConfig:
         """Of a training: its recipe within the budget."""
-        task = PRETRAINING if method == "pretrained" else task
-        settings, training = recipes.named(method, recipe, self.meta_sets.name, task.n_shot)
-        settings = replace(settings, precision=self.precision)
+        task = PRETRAINING if row.method == "pretrained" else task
+        settings, training = recipes.named(row.method, row.recipe, self.meta_sets.name, task.n_shot)
+        settings = replace(settings, precision=self.precision, filters=row.filters or settings.filters)
         budget = self.budget
         if budget.train_episodes is not None:
             training = replace(training, episodes=min(training.episodes, budget.train_episodes))
@@ -212,7 +216,9 @@ class Table:
             val_episodes=budget.val_episodes or training.val_episodes,
             patience=PATIENCE,
         )
-        return run_config(self.meta_sets, settings, training, method, recipe, task.n_way, task.n_shot, seed=seed)
+        return run_config(
+            self.meta_sets, settings, training, row.method, row.recipe, task.n_way, task.n_shot, seed=seed
+        )
 
     def episodes(self, split: str, task: Task) -> EpisodeSampler:
         """Episodes of a split; the same for every row."""
@@ -359,15 +365,15 @@ def make(table: Table, chosen: Sequence[Row], seeds: Sequence[int]) -> None:
     missing = [job for job in jobs if not table.result(*job).exists()]
     left: dict[Path, float] = {}  # seconds of each training, which several rows may share
     for row, task, seed in missing:
-        run = table.run(row.method, row.recipe, task, seed)
+        run = table.run(row, task, seed)
         if row.method != "pixels" and run not in left:
-            left[run] = table.seconds(run, table.config(row.method, row.recipe, task, table.seed))
+            left[run] = table.seconds(run, table.config(row, task, table.seed))
     for number, (row, task, seed) in enumerate(missing):
         name = table.result(row, task, seed).stem
         hours = _hours(sum(left.values()))
         console.print(f"[{number + 1}/{len(missing)}] {name}; at most {hours} of training to go", soft_wrap=True)
         table.make(row, task, seed)
-        left.pop(table.run(row.method, row.recipe, task, seed), None)
+        left.pop(table.run(row, task, seed), None)
 
 
 def _last_line(run: Path) -> dict[str, Any]:

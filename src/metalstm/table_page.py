@@ -218,7 +218,7 @@ def _pictures(table: Table, results: Results) -> list[report.Block]:
     for task, there in results.items():
         runs = {}
         for row in ROWS:
-            folder = table.run(row.method, row.recipe, task)
+            folder = table.run(row, task)
             if row.name in there and not row.rules and (folder / "metrics.jsonl").exists():
                 runs[row.label] = folder
         if runs:
