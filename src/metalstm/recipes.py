@@ -291,8 +291,9 @@ def _meta_lstm(recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, T
     training = replace(training, optimizer_lr=1e-4, clip=10.0, val_every=250, patience=10, rotations=data == "omniglot")
     if data == "glyphs":  # for the demo, which has minutes
         return settings, training
-    # A pre-trained network is the better start, and few episodes are enough from there: the head learns fast, the body
-    # hardly at all. Moments of a handful of images are noise beside those of the pre-training.
+    # A pre-trained network is the better start: in the inner loop the head learns fast, the body hardly at all. Moments
+    # of a handful of images are noise beside those of the pre-training. Many small outer steps, of an episode each,
+    # gained 2 points on meta-val (CIFAR-FS, 1-shot) where as many episodes in steps of four gained nothing.
     settings = replace(
         settings,
         forget_bias=(12.0, 12.0),
@@ -305,8 +306,8 @@ def _meta_lstm(recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, T
         query_scale=10.0,
         mirror=_has_mirrors(data),
     )
-    training = replace(training, pretrain=15_000, mirrors=_has_mirrors(data), episodes=2_000, meta_batch=4, lr=1e-4)
-    return settings, replace(training, optimizer_lr=3e-4, lr_decay=True, val_every=500, val_episodes=300)
+    training = replace(training, pretrain=15_000, mirrors=_has_mirrors(data), episodes=6_000, lr=5e-4)
+    return settings, replace(training, optimizer_lr=1e-3, lr_decay=True, val_every=1000, val_episodes=300)
 
 
 def _pretrained(recipe: str, data: str) -> tuple[PretrainedSettings, TrainingSettings]:
