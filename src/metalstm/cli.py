@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, NoReturn, TypeVar, Union
 
@@ -299,6 +299,10 @@ class Table:
     """Make one row, by its name; `list` names all."""
     quick: bool = False
     """Short trainings, few episodes: to see what it looks like."""
+    precision: recipes.Precision = "fp32"
+    """Of training and tuning: bf16, tf32 (CUDA) or fp32. Tests are always in fp32."""
+    minutes: float | None = None
+    """Minutes of each training at the most, validations included; the recipes' episodes by default."""
     seeds: int = 1
     """Trainings of the best Meta-LSTM at 5 shots, from as many seeds, to tell how much trainings differ."""
     common: Options = field(default_factory=Common)
@@ -319,8 +323,8 @@ class Table:
             kernels.build()
         meta_sets = datasets.load(self.data, self.common.data_root)
         out = self.out or Path("results") / meta_sets.short_name
-        budget = table.QUICK if self.quick else table.Budget()
-        making = table.Table(meta_sets, out, budget, self.common.seed, device)
+        budget = replace(table.QUICK if self.quick else table.Budget(), train_minutes=self.minutes)
+        making = table.Table(meta_sets, out, budget, self.common.seed, device, self.precision)
         seeds = range(self.common.seed + 1, self.common.seed + self.seeds)
         table.make(making, chosen, seeds)
         table_page.write(making, seeds, whole=self.only is None)
