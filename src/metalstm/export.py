@@ -116,6 +116,6 @@ def _check(classifier: Classifier, run: Callable[[Tensor], np.ndarray]) -> None:
         difference = np.abs(run(images) - classifier.probabilities(images.numpy())).max()
         if not difference <= allowed:
             raise UserError(
-                f"nothing was written: the exported probabilities are off by {difference:.1e}, more than {allowed:.1e}: "
-                "try the other format, and please report it"
+                f"nothing was written: the exported probabilities are off by {difference:.1e}, more than {allowed:.1e}"
+                ": try the other format, and please report it"
             )
