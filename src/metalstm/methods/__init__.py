@@ -96,7 +96,6 @@ def _finetune(
         n_way,
         epochs=settings.steps,
         batch_size=None,
-        query_norm=settings.query_norm,
         norm_momentum=0.1,
         generator=generator,
     )
