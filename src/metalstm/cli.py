@@ -324,6 +324,42 @@ class Table:
         print((out / "table.md").read_text(), end="")  # noqa: T201
 
 
+@dataclass(frozen=True)
+class App:
+    """Open a page in the browser: draw or drop a few images a class, watch it learn, try it on new ones.
+
+    The page is for this machine alone, and sends nothing elsewhere.
+    """
+
+    checkpoint: str | None = None
+    """The meta-learner: a shipped checkpoint's name, a run folder or a file; by default a shipped one, by the kind of
+    the images."""
+    port: int = 0
+    """Port of the page; 0 takes the first free one from 7860 on."""
+    browser: bool = True
+    """Open the browser."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Serve until Ctrl-C."""
+        if not 0 <= self.port < 2**16:
+            raise UserError(f"--port {self.port}: must be at least 0 and below {2**16}")
+        device = self.common.start()
+        try:
+            import gradio  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"the web page needs {error.name}, which is not here: pip install 'metalstm[app]'"
+            ) from error
+        from metalstm import app, checkpoint
+        from metalstm.classifier import Classifier
+
+        if self.checkpoint is not None:
+            checkpoint.load_method(self.checkpoint)  # complains now, not on the page
+        learner = Classifier(self.checkpoint, self.common.seed, device)
+        app.serve(learner, self.port or None, self.browser)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `metalstm ARGV` and exit: status 0 on success, 2 on a user's mistake, 130 on Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -374,6 +410,7 @@ def _parse(argv: Sequence[str]) -> Any:
         Annotated[train, tyro.conf.subcommand("train", default=train(settings, training))],
         Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
         Annotated[Table, tyro.conf.subcommand("table")],
+        Annotated[App, tyro.conf.subcommand("app")],
     ]
     return tyro.cli(
         commands,
