@@ -171,11 +171,13 @@ on(more, ".clear", "click", () => {
 });
 on(more, ".files", "click", () => more.querySelector("input").click());
 on(more, "input", "change", async (event) => {
-  for (const card of cards) if (!card.images.length && !card.drawing().length) card.node.remove();
-  cards = cards.filter((card) => card.node.isConnected);
-  for (const file of event.target.files) {
-    const [name, base] = file.webkitRelativePath.split("/").slice(-2);
-    if (base.startsWith(".")) continue;
+  const isEmpty = (card) => !card.images.length && !card.drawing().length;
+  cards.filter(isEmpty).forEach((card) => card.node.remove());
+  cards = cards.filter((card) => !isEmpty(card));
+  const place = (file) => file.webkitRelativePath;
+  for (const file of [...event.target.files].sort((a, b) => (place(a) < place(b) ? -1 : 1))) {
+    const [, name, base] = place(file).split("/");
+    if (!base || base.startsWith(".")) continue;
     await (cards.find((card) => card.name.value === name) ?? addCard(name)).open([file]);
   }
   event.target.value = "";

@@ -64,7 +64,15 @@ def serve(learner: Classifier, port: int | None, browser: bool) -> None:
                 run_history=False,
                 ssr_mode=False,
                 pwa=False,
-                theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+                theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+                    # of enough contrast to be read with ease
+                    button_primary_background_fill="*primary_600",
+                    button_primary_background_fill_dark="*primary_600",
+                    button_primary_background_fill_hover="*primary_700",
+                    button_primary_background_fill_hover_dark="*primary_700",
+                    button_secondary_background_fill_dark="*neutral_700",
+                    button_secondary_background_fill_hover_dark="*neutral_800",
+                ),
                 css_paths=HERE / "app.css",
             )
         except OSError as error:
