@@ -10,7 +10,6 @@ from PIL import Image
 
 from metalstm import report
 from metalstm.errors import UserError
-from metalstm.learners import Conv4
 from metalstm.methods import build
 from test_contract import config, episode
 
@@ -74,13 +73,6 @@ def test_gates_show_each_layer_over_the_steps():
     with torch.no_grad():
         step = next(iter(method.trajectory(support.support)))
     assert forget[0] == pytest.approx(step.state.f[0, : 4 * 9 + 2 * 4].sigmoid().mean().item(), rel=1e-6)
-
-
-def test_layers_tile_theta():
-    layers = report._layers(Conv4((3, 16, 16), 4).layout(5))
-    assert list(layers) == ["conv1", "conv2", "conv3", "conv4", "head"]
-    stops = [0, *(place.stop for place in layers.values())]
-    assert [place.start for place in layers.values()] == stops[:-1]
 
 
 def test_episode_picture():

@@ -24,7 +24,12 @@ def run(tmp_path_factory) -> Path:
     meta_sets = load_folder(make_folder(folder / "images"))
     train(tiny_config(meta_sets, episodes=100, val_every=50), meta_sets, folder / "run")
     classes = [f"class {k:02}" for k in range(12)]
-    head = ("method", *(f"{way}-way {shot}-shot" for way in (5, 20) for shot in (1, 5)), "paper, 1-shot", "paper, 5-shot")
+    head = (
+        "method",
+        *(f"{way}-way {shot}-shot" for way in (5, 20) for shot in (1, 5)),
+        "paper, 1-shot",
+        "paper, 5-shot",
+    )
     row = ("fine-tuning of all layers, Adadelta", *("12.34 ± 0.56",) * 5, Strong("98.76 ± 0.54"))
     results = [
         "Mean accuracy in percent and 95 % interval. " * 5,
@@ -32,7 +37,9 @@ def run(tmp_path_factory) -> Path:
         Heading("What is taken for what"),
         report.confusion(torch.rand(12, 12), classes),
     ]
-    report.write_run(folder / "run", "A run with a name-that-cannot-be-broken-" + "x" * 20, meta_sets.splits["meta-val"], results)
+    report.write_run(
+        folder / "run", "A run with a name-that-cannot-be-broken-" + "x" * 20, meta_sets.splits["meta-val"], results
+    )
     return folder / "run"
 
 

@@ -27,6 +27,8 @@ from metalstm.learners import layers
 from metalstm.methods import GradientMethod
 from metalstm.optimizers import MetaLSTM
 
+FOLLOW_SECONDS = 5  # between two looks at a run that goes on
+
 
 def learning_curve(metrics: Path) -> Figure:
     """Loss, accuracy and meta-val accuracy against episodes, from a run's `metrics.jsonl`."""
@@ -234,34 +236,40 @@ def tensorboard(out: Path) -> Iterator[None]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError as error:
-        raise UserError("--tensorboard needs tensorboard, which is not here: pip install 'metalstm[tensorboard]'") from error
-    for old in out.glob("events.out.tfevents.*"):
-        old.unlink()  # a run that goes on is written anew, from its start
+        raise UserError(
+            "--tensorboard needs tensorboard, which is not here: pip install 'metalstm[tensorboard]'"
+        ) from error
     ended, began = threading.Event(), time.time()
-    metrics, n_written = out / "metrics.jsonl", 0
+    writer, n_written = None, 0
 
     def copy() -> None:
-        nonlocal n_written
-        lines = _read(metrics)[n_written:] if metrics.exists() else []
+        nonlocal writer, n_written
+        lines = _read(out / "metrics.jsonl")[n_written:] if (out / "metrics.jsonl").exists() else []
+        if lines and writer is None:
+            for old in out.glob("events.out.tfevents.*"):  # of a run that goes on, which is written from its start
+                old.unlink()
+            writer = SummaryWriter(out)
         for line in lines:
             for name in line.keys() - {"episode", "seconds"}:
                 writer.add_scalar(name, line[name], line["episode"], began + line["seconds"])
         n_written += len(lines)
-        writer.flush()
+        if writer:
+            writer.flush()
 
     def follow() -> None:
-        while not ended.wait(5):
+        while not ended.wait(FOLLOW_SECONDS):
             copy()
 
-    with SummaryWriter(out) as writer:
-        thread = threading.Thread(target=follow, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-            copy()
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        copy()
+        if writer:
+            writer.close()
 
 
 class Heading(str):
