@@ -49,6 +49,7 @@ def test_looks(browser, run, scheme, width, tmp_path):
     with watched(browser, viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True) as page:
         page.goto((run / "report.html").as_uri())
         check_looks(page)
+        assert page.get_by_role("cell", name="input_bias").is_visible()
         figures = page.locator(".figure")
         assert figures.count() == 4
         assert page.locator(".images").count() == 2  # the confusions and the episode

@@ -16,6 +16,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.themes import Soft
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -64,7 +65,7 @@ def serve(learner: Classifier, port: int | None, browser: bool) -> None:
                 run_history=False,
                 ssr_mode=False,
                 pwa=False,
-                theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+                theme=Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
                     # of enough contrast to be read with ease
                     button_primary_background_fill="*primary_600",
                     button_primary_background_fill_dark="*primary_600",

@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -214,12 +215,15 @@ def write_run(out: Path, title: str, images: ImagesByClass, results: "Sequence[B
             f"{images.name}; black: their mean.",
             picture,
         ]
-    plain = config.to_dict()
-    values = plain | plain.pop("settings") | plain.pop("training")
+    values = config.to_dict()
+    values |= values.pop("settings") | values.pop("training")
+    settings = [(name, str(value)) for name, value in values.items()]
+    half = (len(settings) + 1) // 2  # in two columns
+    rows = [(*left, *right) for left, right in zip_longest(settings[:half], settings[half:], fillvalue=("", ""))]
     machine = provenance.machine(torch.get_num_threads()) | provenance.versions()
     blocks += [
         Heading("Configuration"),
-        (("setting", "value"), [(name, str(value)) for name, value in values.items()]),
+        (("setting", "value") * 2, rows),
         Heading("Where this page was made"),
         (("", ""), [(name.replace("_", " "), str(value)) for name, value in machine.items() if value is not None]),
     ]
@@ -240,12 +244,15 @@ def tensorboard(out: Path) -> Iterator[None]:
             "--tensorboard needs tensorboard, which is not here: pip install 'metalstm[tensorboard]'"
         ) from error
     ended, began = threading.Event(), time.time()
-    writer, n_written = None, 0
+    writer: SummaryWriter | None = None
+    n_written = 0
 
     def copy() -> None:
         nonlocal writer, n_written
         lines = _read(out / "metrics.jsonl")[n_written:] if (out / "metrics.jsonl").exists() else []
-        if lines and writer is None:
+        if not lines:
+            return
+        if writer is None:
             for old in out.glob("events.out.tfevents.*"):  # of a run that goes on, which is written from its start
                 old.unlink()
             writer = SummaryWriter(out)
@@ -253,8 +260,7 @@ def tensorboard(out: Path) -> Iterator[None]:
             for name in line.keys() - {"episode", "seconds"}:
                 writer.add_scalar(name, line[name], line["episode"], began + line["seconds"])
         n_written += len(lines)
-        if writer:
-            writer.flush()
+        writer.flush()
 
     def follow() -> None:
         while not ended.wait(FOLLOW_SECONDS):
@@ -358,7 +364,8 @@ _PAGE = """<!doctype html>
 }}
 body {{ font: 16px/1.6 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem;
   background: var(--paper); color: var(--ink); }}
-h1 {{ font-size: 1.9rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 1rem; padding-left: .8rem; overflow-wrap: anywhere;
+h1 {{ font-size: 1.9rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 1rem; padding-left: .8rem;
+  overflow-wrap: anywhere;
   border-left: .3rem solid var(--accent); }}
 h2 {{ font-size: 1.2rem; line-height: 1.3; margin: 2.75rem 0 .5rem; }}
 p {{ max-width: 46rem; margin: .75rem 0; color: var(--soft); overflow-wrap: anywhere; }}
