@@ -4,7 +4,7 @@
 // of images to be classified, and its value follows the pen.
 
 const PIXELS = 280; // side of a pad
-const PEN = PIXELS / 22; // width of a line, about that of the drawings in Omniglot
+const PEN = PIXELS / 22; // width of a line: a good pixel of the 28 that the learner sees
 const FOLLOW_MS = 120; // how often the value follows the pen
 
 const CARD = `
@@ -108,7 +108,8 @@ function makeCard({ name, images }) {
   });
   canvas.addEventListener("pointermove", (event) => {
     if (!last) return;
-    event.getCoalescedEvents().forEach(draw);
+    const points = event.getCoalescedEvents?.() ?? [];
+    (points.length ? points : [event]).forEach(draw);
     if (props.query) timer ||= setTimeout(() => ((timer = 0), tell()), FOLLOW_MS);
   });
   for (const end of ["pointerup", "pointercancel"]) {
@@ -182,5 +183,7 @@ on(more, "input", "change", async (event) => {
   }
   event.target.value = "";
 });
+// A file that is dropped beside a card must not take the place of the page.
+for (const name of ["dragover", "drop"]) window.addEventListener(name, (event) => event.preventDefault());
 watch("value", rebuild);
 rebuild();
