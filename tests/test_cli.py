@@ -519,9 +519,8 @@ def test_demo_refuses(commands, tmp_path):
 
 def test_app_refuses(tmp_path, commands):
     assert commands.refusal("app", "--port", 65536) == "--port 65536: must be at least 0 and below 65536"
-    assert commands.refusal("app", "--checkpoint", "meta-lstm").startswith(
-        "unknown checkpoint 'meta-lstm', did you mean"
-    )
+    said = commands.refusal("app", "--checkpoint", "meta-lstm-cifar-fs-5w5")
+    assert said.startswith("unknown checkpoint 'meta-lstm-cifar-fs-5w5', did you mean 'meta-lstm-cifar-fs-5w5s'? ")
     without = helpers.Commands(tmp_path, first="import sys; sys.modules['gradio'] = None")
     said = without.refusal("app")
     without.close()
