@@ -65,6 +65,7 @@ def run(folder, cache, tmp_path_factory) -> Path:
 
 def test_a_run_folder_holds_configuration_metrics_checkpoints_and_pictures(run, folder):
     names = {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "curve.png", "gates.png"}
+    names |= {"report.html"}
     assert set(os.listdir(run)) == names
     for picture in ("curve.png", "gates.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -511,3 +512,16 @@ def test_demo_refuses(commands, tmp_path):
     assert commands.refusal("demo", *flags(out=out, threads=-1)) == "--threads -1: must be at least 0"
     assert commands.refusal("demo", *flags(out=out, episodes=0)).startswith("--episodes 0: must be at least 1")
     assert not out.exists()
+
+
+# The web page.
+
+
+def test_app_refuses(tmp_path, commands):
+    assert commands.refusal("app", "--port", 65536) == "--port 65536: must be at least 0 and below 65536"
+    said = commands.refusal("app", "--checkpoint", "meta-lstm-cifar-fs-5w5")
+    assert said.startswith("unknown checkpoint 'meta-lstm-cifar-fs-5w5', did you mean 'meta-lstm-cifar-fs-5w5s'? ")
+    without = helpers.Commands(tmp_path, first="import sys; sys.modules['gradio'] = None")
+    said = without.refusal("app")
+    without.close()
+    assert said == "the web page needs gradio, which is not here: pip install 'metalstm[app]'"

@@ -1,5 +1,6 @@
 """The command line: what a person types, checked and handed on. Torch is imported only once a command runs."""
 
+import contextlib
 import csv
 import io
 import json
@@ -167,18 +168,18 @@ class Train(Generic[S]):
     image_size: int | None = None
     """Side in pixels that images are resized to; 28 for glyphs and Omniglot, 84 for mini-ImageNet, else 32, by
     default."""
+    tensorboard: bool = False
+    """Write TensorBoard's event file into the run folder too: `tensorboard --logdir runs` shows it as it grows."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
-        """Train, then draw the learning curve and the gates."""
+        """Train, then write `report.html`."""
         recipes.check(self.settings, self.training)
         if self.n_query < 1:
             raise UserError(f"--n-query {self.n_query}: must be at least 1")
         device = self.common.start()
         from metalstm import checkpoint, datasets, distributed, kernels, report
-        from metalstm.episodes import EpisodeSampler
         from metalstm.evaluation import allow_tf32
-        from metalstm.methods import GradientMethod
         from metalstm.training import run_config, train
 
         with distributed.together():
@@ -201,14 +202,13 @@ class Train(Generic[S]):
         )
         name = f"{self.method}-{meta_sets.short_name}-{self.n_way}w{self.n_shot}s-{self.recipe}"
         out = self.out or Path("runs") / name
-        train(config, meta_sets, out, self.resume, device)
-        if distributed.rank() > 0:
+        is_first = distributed.rank() == 0
+        with report.tensorboard(out) if self.tensorboard and is_first else contextlib.nullcontext():
+            train(config, meta_sets, out, self.resume, device)
+        if not is_first:
             return
-        report.save(report.learning_curve(out / "metrics.jsonl"), out / "curve.png")
-        method, _, meta = checkpoint.load_method(out)
-        if isinstance(method, GradientMethod):
-            sampler = EpisodeSampler(meta_sets.splits["meta-val"], self.n_way, self.n_shot, 0, self.common.seed)
-            report.save(report.gates(method, sampler.batch(range(50))), out / "gates.png")
+        report.write_run(out, name, meta_sets.splits["meta-val"])
+        meta = checkpoint.load(out / "best.safetensors")[1]
         console.print(
             f"{out}: best meta-val {meta['meta_val']:.2f} % after {meta['episode']:,} episodes; "
             f"now: metalstm evaluate {out}",
@@ -483,6 +483,42 @@ class Export:
         console.print(f"{out}: takes uint8 (n, {size}, {size}, {channels})", soft_wrap=True)
 
 
+@dataclass(frozen=True)
+class App:
+    """Open a page in the browser: draw or drop a few images a class, watch it learn, try it on new ones.
+
+    The page is for this machine alone, and sends nothing elsewhere.
+    """
+
+    checkpoint: str | None = None
+    """The meta-learner: a shipped checkpoint's name, a run folder or a file; by default a shipped one, by the kind of
+    the images."""
+    port: int = 0
+    """Port of the page; 0 takes the first free one from 7860 on."""
+    browser: bool = True
+    """Open the browser."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Serve until Ctrl-C."""
+        if not 0 <= self.port < 2**16:
+            raise UserError(f"--port {self.port}: must be at least 0 and below {2**16}")
+        device = self.common.start()
+        try:
+            import gradio  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"the web page needs {error.name}, which is not here: pip install 'metalstm[app]'"
+            ) from error
+        from metalstm import app, checkpoint
+        from metalstm.classifier import Classifier
+
+        if self.checkpoint is not None:
+            checkpoint.load_method(self.checkpoint)  # complains now, not on the page
+        learner = Classifier(self.checkpoint, self.common.seed, device)
+        app.serve(learner, self.port or None, self.browser)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `metalstm ARGV` and exit: status 0 on success, 2 on a user's mistake, 130 on Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -536,6 +572,7 @@ def _parse(argv: Sequence[str]) -> Any:
         Annotated[Adapt, tyro.conf.subcommand("adapt")],
         Annotated[Predict, tyro.conf.subcommand("predict")],
         Annotated[Export, tyro.conf.subcommand("export")],
+        Annotated[App, tyro.conf.subcommand("app")],
     ]
     return tyro.cli(
         commands,
