@@ -1,0 +1,89 @@
+"""How the documentation site is made: `make docs`. A warning fails the build, and no page needs the network."""
+
+import contextlib
+import io
+import os
+import re
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util.docutils import SphinxDirective
+
+import metalstm
+from metalstm import cli
+
+project = "metalstm"
+author = "The metalstm authors"
+version = release = metalstm.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+# The source is the repository, so that a link from guide to results is the same here and on a forge.
+include_patterns = ["docs/**", "results/**", "benchmarks/*.md", "*.md"]
+exclude_patterns = [".*", "build", "runs", "demo", "src", "tests", "README.md"]
+root_doc = "docs/index"
+
+html_theme = "furo"
+html_title = f"metalstm {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+templates_path = ["_templates"]
+html_additional_pages = {"index": "redirect.html"}
+html_show_copyright = False
+html_show_sphinx = False
+html_copy_source = False
+html_math_renderer = "mathml"
+pygments_style, pygments_dark_style = "default", "github-dark"
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+myst_url_schemes = {"http": None, "https": None, "source": {"url": "../_modules/metalstm/{{path}}.html"}}
+
+default_role = "py:obj"
+napoleon_numpy_docstring = False
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+
+
+class Help(SphinxDirective):
+    """`{help} COMMAND`: what `metalstm COMMAND --help` prints."""
+
+    required_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list[nodes.Node]:
+        """The text as a block."""
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            cli._parse([*self.arguments[0].split(), "--help"])
+        return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
+
+
+def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
+    """Equations as MathML, which browsers set themselves: no script, no font, no network."""
+    block = isinstance(node, nodes.math_block)
+    text = tex2mathml(node.astext(), as_block=block)
+    self.body.append(f'<div class="math">{text}</div>' if block else text)
+    raise nodes.SkipNode
+
+
+def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text with `code` in them: `|x|` is no substitution."""
+    lines[:] = [line.replace("|", r"\|") for line in lines]
+
+
+def link_to_source(app: Any, docname: str, content: list[str]) -> None:
+    """Links of guides to source files lead to their pages in the site."""
+    content[0] = re.sub(r"\]\(\.\./src/metalstm/(\w+(?:/\w+)*)\.py\)", r"](source:\1)", content[0])
+
+
+def setup(app: Any) -> None:
+    """Register what stands above."""
+    os.environ.update(COLUMNS="92", NO_COLOR="1")
+    app.add_directive("help", Help)
+    app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
+    app.connect("autodoc-process-docstring", escape)
+    app.connect("source-read", link_to_source)
