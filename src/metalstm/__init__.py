@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metalstm.checkpoint import load_method as load_method
+    from metalstm.classifier import Classifier as Classifier
     from metalstm.datasets import load as load_data
     from metalstm.episodes import EpisodeSampler as EpisodeSampler
     from metalstm.evaluation import evaluate as evaluate
 
 __version__ = version("metalstm")
-__all__ = ["EpisodeSampler", "evaluate", "load_data", "load_method"]
+__all__ = ["Classifier", "EpisodeSampler", "evaluate", "load_data", "load_method"]
 
 _HOMES = {
+    "Classifier": ("metalstm.classifier", "Classifier"),
     "load_method": ("metalstm.checkpoint", "load_method"),
     "load_data": ("metalstm.datasets", "load"),
     "EpisodeSampler": ("metalstm.episodes", "EpisodeSampler"),

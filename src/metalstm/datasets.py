@@ -15,16 +15,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
 from metalstm import mini_imagenet
 from metalstm.console import console, progress, track
 from metalstm.errors import UserError, is_full, unknown
-
-if TYPE_CHECKING:
-    from PIL import Image
+from metalstm.images import read_image, square
 
 SPLITS = ("meta-train", "meta-val", "meta-test")
 NAMES = ("glyphs", "omniglot", "cifar-fs", "fc100", "mini-imagenet")
@@ -325,44 +323,6 @@ def cache_root() -> Path:
     return Path(os.environ.get("METALSTM_CACHE") or _user_cache() / "decoded")
 
 
-def read_image(path: Path, image_size: int, channels: int = 3) -> np.ndarray:
-    """Read an image file: turned upright, cropped to its central square, resized; white where it is transparent.
-
-    Args:
-        path: A file of any format that Pillow reads.
-        image_size: Height and width in pixels.
-        channels: 3 for RGB, 1 for grey.
-
-    Returns:
-        uint8 (image_size, image_size, channels).
-
-    Raises:
-        UserError: The file cannot be read as an image.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            # JPEG can be decoded at a fraction of its size, which is several times faster for photographs.
-            image.draft(None, (2 * image_size, 2 * image_size))
-            upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16"):
-            # Pillow clips 16 bits to 8 where one expects it to scale.
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        if upright.has_transparency_data:
-            upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
-        return _square(upright, image_size, channels)
-    except Exception as error:  # Pillow raises nearly anything on broken files
-        raise UserError(f"cannot read {path} as an image ({_one_line(error)}): mend or remove it") from error
-
-
-def _square(image: "Image.Image", size: int, channels: int) -> np.ndarray:
-    from PIL import Image, ImageOps
-
-    image = image.convert("L" if channels == 1 else "RGB")
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)).reshape(size, size, channels)
-
-
 def _user_cache() -> Path:
     from platformdirs import user_cache_dir
 
@@ -417,7 +377,7 @@ def _load_glyphs(size: int) -> tuple[list[_Stored], _Members]:
         labels = np.repeat(classes, len(images) // len(classes))
         own = set(members[split])
         order = [k for k in np.argsort(labels, kind="stable") if labels[k] in own]
-        return [str(labels[k]) for k in order], (_square(Image.fromarray(images[k, :, :, 0]), size, 1) for k in order)
+        return [str(labels[k]) for k in order], (square(Image.fromarray(images[k, :, :, 0]), size, 1) for k in order)
 
     stored = {
         split: _cached("glyphs", [glyphs.KEY, split], (size, size, 1), functools.partial(decode, split))
@@ -605,7 +565,7 @@ def _decode_zip(path: Path, name: str, depth: int, size: int, channels: int) -> 
         with _reading(path, name), zipfile.ZipFile(path) as archive:
             for _, _, member in entries:
                 with Image.open(io.BytesIO(archive.read(member))) as image:
-                    pixels = _square(image, size, channels)
+                    pixels = square(image, size, channels)
                 # Omniglot's paper is 1 and its ink 0; here ink is 255 and paper 0.
                 yield 255 - pixels if channels == 1 else pixels
 
@@ -632,7 +592,7 @@ def _decode_cifar_tar(path: Path, name: str, size: int) -> _Decoded:
         if pixels.dtype != np.uint8 or not len(labels) == len(files) == len(pixels) > 0:
             raise ValueError(f"{len(labels)} labels, {len(files)} names, {len(pixels)} images of {pixels.dtype}")
     order = sorted(range(len(labels)), key=lambda k: (labels[k], files[k]))
-    return [labels[k] for k in order], (_square(Image.fromarray(pixels[k]), size, 3) for k in order)
+    return [labels[k] for k in order], (square(Image.fromarray(pixels[k]), size, 3) for k in order)
 
 
 def _unpickle(content: bytes) -> Any:

@@ -224,6 +224,16 @@ class Linear(nn.Module):
         return torch.zeros(0)
 
 
+def layers(layout: Layout) -> dict[str, slice]:
+    """The stretch of theta that each layer of a learner takes: its convolution and normalisation, or its head."""
+    places: dict[str, slice] = {}
+    for name, (place, _) in layout.items():
+        layer = name.split(".")[0].replace("norm", "conv")
+        start = places[layer].start if layer in places else place.start
+        places[layer] = slice(start, place.stop)
+    return places
+
+
 def _head(theta: Tensor, features: Tensor) -> Float[Tensor, "*tasks n n_way"]:
     """Logits by the end of theta, where there is a row a class: weight, then bias."""
     rows = theta.unflatten(-1, (-1, features.shape[-1] + 1))

@@ -18,9 +18,9 @@ from torch import Tensor
 from metalstm import checkpoint
 from metalstm.console import track
 from metalstm.episodes import Episode, Support
-from metalstm.learners import Layout
+from metalstm.learners import layers
 from metalstm.methods import GradientMethod
-from metalstm.optimizers import MetaLSTM, MetaLSTMState
+from metalstm.optimizers import MetaLSTM
 
 
 def learning_curve(metrics: Path) -> Figure:
@@ -80,25 +80,22 @@ def gates(method: GradientMethod, episodes: Episode) -> Figure:
     References:
         Ravi & Larochelle 2017, section 5.3, figure 2.
     """
-    layers = _layers(method.learner.layout(episodes.support.n_way))
+    places = layers(method.learner.layout(episodes.support.n_way))
     assert isinstance(method.optimizer, MetaLSTM)
-    factors = method.optimizer.factors(method.theta_0(episodes.support.n_way).shape[-1])
     support = episodes.support
     tasks = []
     for x, y in track(list(zip(support.x, support.y, strict=True)), "drawing the gates"):  # one by one, to spare memory
         steps = []
         for step in method.trajectory(Support(x, y, support.n_way)):
-            state: MetaLSTMState = step.state
-            both = torch.stack([state.f, state.i]).sigmoid()  # (2, n_params)
-            both[1] *= factors
-            steps.append(torch.stack([both[:, place].mean(-1) for place in layers.values()], 1))
+            both = method.optimizer.gates(step.state)
+            steps.append(torch.stack([both[:, place].mean(-1) for place in places.values()], 1))
         tasks.append(torch.stack(steps, -1))
     lines = torch.stack(tasks, 2).cpu()  # (2, n_layers, n_tasks, n_steps)
-    figure = Figure(figsize=(2.3 * len(layers), 4.2), layout="constrained")
-    grid = figure.subplots(2, len(layers), sharex=True, sharey="row", squeeze=False)
+    figure = Figure(figsize=(2.3 * len(places), 4.2), layout="constrained")
+    grid = figure.subplots(2, len(places), sharex=True, sharey="row", squeeze=False)
     steps = range(1, lines.shape[-1] + 1)
     for row, (name, color) in enumerate((("forget gate f", "C0"), ("input gate i", "C1"))):
-        for column, layer in enumerate(layers):
+        for column, layer in enumerate(places):
             axes = grid[row][column]
             axes.plot(steps, lines[row, column].T, color=color, alpha=0.15, linewidth=0.7)
             axes.plot(steps, lines[row, column].mean(0), color="black", linewidth=1.6)
@@ -234,16 +231,6 @@ def _cell(text: str) -> str:
 
 def _read(metrics: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in metrics.read_text().splitlines()]
-
-
-def _layers(layout: Layout) -> dict[str, slice]:
-    """The stretch of theta that each layer of the learner takes: its convolution and normalisation, or its head."""
-    layers: dict[str, slice] = {}
-    for name, (place, _) in layout.items():
-        layer = name.split(".")[0].replace("norm", "conv")
-        start = layers[layer].start if layer in layers else place.start
-        layers[layer] = slice(start, place.stop)
-    return layers
 
 
 _PAGE = """<!doctype html>

@@ -112,6 +112,11 @@ class GradientMethod(Method):
         moments = self.moments_0.expand(*tasks, -1)
         return Step(theta, theta.new_full(tasks, torch.nan), moments, self.optimizer.init(theta))
 
+    def n_steps(self, support: Support) -> int:
+        """How many steps the inner loop takes."""
+        n = support.y.shape[-1]
+        return self.epochs * -(-n // (self.batch_size or n))
+
     def trajectory(self, support: Support) -> Iterator[Step]:
         """The inner loop: one `Step` after each update of theta. There is no other."""
         theta, _, moments, state = self.start(support)

@@ -87,6 +87,10 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         lengths = *self.layers, n_params - sum(self.layers)
         return torch.cat([factor.expand(n) for factor, n in zip(self.log_factors.exp(), lengths, strict=True)])
 
+    def gates(self, state: MetaLSTMState) -> Float[Tensor, "2 *tasks n_params"]:
+        """f, and i times the factor of its layer: the rate by which a coordinate follows its gradient."""
+        return torch.stack([state.f.sigmoid(), state.i.sigmoid() * self.factors(state.i.shape[-1])])
+
     def update(
         self,
         theta: Float[Tensor, "*tasks n_params"],

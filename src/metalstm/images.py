@@ -1,0 +1,182 @@
+"""From images as people have them, files of any kind or arrays, to the pixels that a learner takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metalstm.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+JUDGED = 64  # pixels, height and width, that the kind of an image is told by
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before a learner sees it.
+
+    Attributes:
+        image_size: Height and width in pixels to which it is resized, by Lanczos' filter.
+        channels: 3 for RGB, 1 for grey.
+        drawing: Ink on paper, which the learner takes as light on dark: contrast is stretched, what is not square gets
+            more paper instead of being cropped, and light paper is turned into dark.
+    """
+
+    image_size: int
+    channels: int
+    drawing: bool
+
+    def __call__(self, source: Any, name: str = "the image") -> np.ndarray:
+        """Pixels of an image: a path, a PIL image, an array or a tensor, as `open_image` takes them.
+
+        Args:
+            source: The image.
+            name: What messages call it, where it is not a file.
+
+        Returns:
+            uint8 (image_size, image_size, channels); light paper is turned by the classifier, not here.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        from PIL import Image, ImageOps
+
+        image = open_image(source, 2 * self.image_size, name)
+        if not self.drawing:
+            return square(image, self.image_size, self.channels)
+        image = ImageOps.autocontrast(image.convert("L" if self.channels == 1 else "RGB"))
+        size, paper = (
+            (self.image_size, self.image_size),
+            "#%02x%02x%02x" % tuple(np.resize(_paper(image), 3).astype(int)),
+        )
+        padded = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color=paper)
+        return np.asarray(padded).reshape(*size, self.channels)
+
+
+def read_image(path: Path, image_size: int, channels: int = 3) -> np.ndarray:
+    """Read an image file: turned upright, cropped to its central square, resized; white where it is transparent.
+
+    Args:
+        path: A file of any format that Pillow reads.
+        image_size: Height and width in pixels.
+        channels: 3 for RGB, 1 for grey.
+
+    Returns:
+        uint8 (image_size, image_size, channels).
+
+    Raises:
+        UserError: The file cannot be read as an image.
+    """
+    return Preprocessing(image_size, channels, drawing=False)(path)
+
+
+def open_image(source: Any, least: int, name: str = "the image") -> "Image.Image":
+    """An image in 8 bits a channel, grey or RGB or what becomes one of them; upright, on white where transparent.
+
+    Of an animated image it is the first frame.
+
+    Args:
+        source: A path; a PIL image; an array (height, width) or (height, width, channels) or a tensor (channels,
+            height, width), of bytes or of floats in 0..1, with 1, 3 or 4 channels.
+        least: Height and width in pixels that are needed; files that are larger may be decoded at a fraction of their
+            size.
+        name: What messages call it, where it is not a file.
+
+    Raises:
+        UserError: It cannot be read as an image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(source, Image.Image):
+        return _plain(source)
+    if not isinstance(source, str | Path):
+        return _plain(_from_array(source, name))
+    try:
+        with Image.open(source) as image:
+            # JPEG can be decoded at a fraction of its size, which is several times faster for photographs.
+            image.draft(None, (least, least))
+            return _plain(image)
+    except Exception as error:  # Pillow raises nearly anything on broken files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        mend = "mend or remove it"
+        if isinstance(error, UnidentifiedImageError):
+            empty = Path(source).is_file() and not Path(source).stat().st_size
+            reason = "it is empty" if empty else "no format that is known here"
+            mend = "remove it" if empty else "save it as JPEG or PNG, or remove it"
+        elif isinstance(error, OSError) and error.strerror:  # none of the path, which is told already
+            reason, mend = error.strerror, "check its name and permissions"
+        raise UserError(f"cannot read {source} as an image ({reason}): {mend}") from error
+
+
+def square(image: "Image.Image", size: int, channels: int) -> np.ndarray:
+    """Pixels of the central square of an image, resized: uint8 (size, size, channels)."""
+    from PIL import Image, ImageOps
+
+    image = image.convert("L" if channels == 1 else "RGB")
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)).reshape(size, size, channels)
+
+
+def is_drawing(image: "Image.Image") -> bool:
+    """Whether an image looks like ink on paper: grey, and at least half of it of the tone that its border has."""
+    from PIL import Image
+
+    small = image.convert("RGB").resize((JUDGED, JUDGED), Image.Resampling.NEAREST)
+    pixels, paper = np.asarray(small).astype(int), _paper(small)
+    is_paper = (np.abs(pixels - paper) < 40).all(-1)
+    tint = np.ptp(pixels, axis=-1)
+    return bool(is_paper.mean() >= 0.5 and np.percentile(tint, 95) < 48)
+
+
+def are_drawings(images: Sequence["Image.Image"]) -> bool:
+    """Whether most of some images are drawings."""
+    return sum(map(is_drawing, images)) > len(images) / 2
+
+
+def _paper(image: "Image.Image") -> np.ndarray:
+    """The median of the border's pixels, of each channel."""
+    pixels = np.asarray(image)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return np.median(border, axis=0)
+
+
+def _plain(image: "Image.Image") -> "Image.Image":
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        # Pillow clips 16 bits to 8 where one expects it to scale.
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    elif upright.mode in ("I", "F"):  # 32 bits, of which nobody says what is white
+        numbers = np.asarray(upright).astype(float)
+        low, high = numbers.min(), numbers.max()
+        upright = Image.fromarray(((numbers - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
+    if upright.has_transparency_data:
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+    return upright
+
+
+def _from_array(source: Any, name: str) -> "Image.Image":
+    from PIL import Image
+
+    is_tensor = hasattr(source, "detach")
+    array = source.detach().cpu().numpy() if is_tensor else np.asarray(source)
+    if is_tensor and array.ndim == 3:
+        array = array.transpose(1, 2, 0)
+    shape = "(channels, height, width)" if is_tensor else "(height, width) or (height, width, channels)"
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
+        got = tuple(source.shape) if hasattr(source, "shape") else repr(source)
+        raise UserError(f"{name} is {got}: give a path, a PIL image, or {shape} with 1, 3 or 4 channels")
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise UserError(f"{name} has values from {array.min():g} to {array.max():g}: floats must lie in 0..1")
+        array = np.round(array * 255).astype(np.uint8)
+    elif array.dtype == bool:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype != np.uint8:
+        raise UserError(f"{name} is of type {array.dtype}: give uint8, or floats in 0..1")
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
