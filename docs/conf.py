@@ -4,14 +4,16 @@ import contextlib
 import io
 import os
 import re
+from dataclasses import asdict
 from typing import Any
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 
 import metalstm
-from metalstm import cli
+from metalstm import cli, recipes
 
 project = "metalstm"
 author = "The metalstm authors"
@@ -62,6 +64,33 @@ class Help(SphinxDirective):
         return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
 
 
+class Differences(SphinxDirective):
+    """`{differences}`: a table of the Meta-LSTM's settings in which the recipes differ."""
+
+    def run(self) -> list[nodes.Node]:
+        """Option, what it is, `paper`, `best` on glyphs and on other data."""
+        choices = (("paper", "cifar-fs"), ("best", "glyphs"), ("best", "omniglot"), ("best", "cifar-fs"))
+        recipes_ = [asdict(part) for choice in choices for part in recipes.named("meta-lstm", *choice, 5)]
+        columns = [settings | training for settings, training in zip(recipes_[::2], recipes_[1::2], strict=True)]
+        documented = ModuleAnalyzer.for_module("metalstm.recipes").find_attr_docs()
+        lines = ["| option | what it is | `paper` | `best`, glyphs | Omniglot | photos |", "|---|---|---|---|---|---|"]
+        for name, value in columns[0].items():
+            if any(column[name] != value for column in columns):
+                group = "MetaLSTMSettings" if name in recipes_[0] else "TrainingSettings"
+                told = " ".join(documented[group, name]).split(". ")[0].split(": ")[0].rstrip(". ")
+                values = " | ".join(map(_shown, (column[name] for column in columns)))
+                lines.append(f"| `--{name.replace('_', '-')}` | {told} | {values} |")
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return _shown(value[0]) if value[0] == value[1] else f"{_shown(value[0])} to {_shown(value[1])}"
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "none"}[value]
+    return value if isinstance(value, str) else f"{value:,}"
+
+
 def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
     """Equations as MathML, which browsers set themselves: no script, no font, no network."""
     block = isinstance(node, nodes.math_block)
@@ -84,6 +113,7 @@ def setup(app: Any) -> None:
     """Register what stands above."""
     os.environ.update(COLUMNS="92", NO_COLOR="1")
     app.add_directive("help", Help)
+    app.add_directive("differences", Differences)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.connect("autodoc-process-docstring", escape)
     app.connect("source-read", link_to_source)

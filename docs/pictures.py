@@ -15,6 +15,7 @@ from torch import Tensor
 from metalstm import checkpoint, datasets, demo, report
 from metalstm.episodes import EpisodeSampler
 from metalstm.evaluation import evaluate
+from metalstm.learners import layers
 from metalstm.methods import GradientMethod, PixelNearestNeighbor, build
 from metalstm.tuning import Curves, curves
 
@@ -73,7 +74,7 @@ def inner_loop(method: GradientMethod, followed: dict[str, Curves], sampler: Epi
 
     paths = follow(method, sampler)  # (n_tasks, n_steps, n_params)
     start = paths[0, 0]
-    for layer, place in report._layers(method.learner.layout(sampler.n_way)).items():
+    for layer, place in layers(method.learner.layout(sampler.n_way)).items():
         moved = (paths - start)[..., place].norm(dim=-1).mean(0) / start[place].norm()
         middle.plot(100 * moved, "o-", markersize=3, label=layer)
     middle.set(xlabel="inner step", ylabel="distance from theta_0 (% of its norm)")
@@ -82,6 +83,8 @@ def inner_loop(method: GradientMethod, followed: dict[str, Curves], sampler: Epi
     flat = (paths - start).flatten(0, 1)
     _, scale, directions = torch.pca_lowrank(flat, q=8, center=False)
     share = (scale[:2] ** 2).sum() / flat.square().sum()
+    cosine = torch.cosine_similarity(directions[:, 0], start, dim=0).abs()
+    print(f"cosine of theta_0 with the first direction of theta's paths: {cosine:.2f}")  # noqa: T201
     for path in ((paths - start) @ directions[:, :2]).unbind():
         right.plot(*path.T, "-", color="C0", alpha=0.6, linewidth=0.8)
         right.plot(*path[-1], "o", color="C0", markersize=3)
