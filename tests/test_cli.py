@@ -275,7 +275,7 @@ def test_a_folder_that_holds_no_classes_or_is_not_there(tmp_path, commands):
     words = [*TRAIN, *flags(out=tmp_path / "run")]
     for name, said in (
         ("empty", f"{tmp_path / 'empty'} has no class folders: put the images of each class into "),
-        ("nowhere", f"{tmp_path / 'nowhere'} is not a folder: pass --data folder:DIR with images in DIR/<class>/"),
+        ("nowhere", f"{tmp_path / 'nowhere'} is not a folder: name one with images in <class>/"),
     ):
         assert commands.refusal(*words, *flags(data=f"folder:{tmp_path / name}")).startswith(said)
 

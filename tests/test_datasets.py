@@ -549,7 +549,7 @@ def write_lists(folder: Path, train: str | None = "class0", val: str | None = "c
     [
         (
             lambda d: d.rename(d.parent / "gone"),
-            "{d} is not a folder: pass --data folder:DIR with images in DIR/<class>/",
+            "{d} is not a folder: name one with images in <class>/",
         ),
         (
             lambda d: [c.rename(d / f".{c.name}") for c in list(d.iterdir())],

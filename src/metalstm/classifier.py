@@ -1,7 +1,9 @@
 """What a user holds in the end: a network that a few labelled images made, with class names and preprocessing."""
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
@@ -13,11 +15,13 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from metalstm import checkpoint, recipes
+from metalstm.calibration import nearest
+from metalstm.console import progress
 from metalstm.datasets import GREY
 from metalstm.episodes import Support
 from metalstm.errors import UserError, unknown
 from metalstm.images import JUDGED, Preprocessing, are_drawings, open_image
-from metalstm.learners import Conv4, layers
+from metalstm.learners import layers, set_precision
 from metalstm.methods import Adapted, GradientMethod, Method, Step, build
 from metalstm.methods.base import score
 from metalstm.optimizers import MetaLSTM
@@ -49,6 +53,13 @@ class Estimate:
     right: int
     images: int
     folds: int
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{self.accuracy:.0f} % (95 % interval {low:.0f} to {high:.0f} %), by {self.folds}-fold cross-validation "
+            f"on {self.images} images"
+        )
 
     @property
     def accuracy(self) -> float:
@@ -221,18 +232,54 @@ class Classifier:
             .numpy()
         )
 
+    def predict_files(self, paths: Sequence[Path]) -> tuple[list[Path], Float[np.ndarray, "n n_classes"], list[str]]:
+        """`predict_proba` of many files, some of which may be broken.
+
+        Returns:
+            The files that could be read, their probabilities, and what is wrong with each of the others.
+        """
+
+        def read(path: Path) -> np.ndarray | UserError:
+            try:
+                return self.preprocessing(path)
+            except UserError as error:
+                return error
+
+        good, parts, faults = [], [self.probabilities(self._pixels([]))], []
+        with ThreadPoolExecutor(os.cpu_count()) as pool, progress() as bar:
+            task = bar.add_task("predicting", total=len(paths))
+            for start in range(0, len(paths), TOGETHER):
+                chunk = paths[start : start + TOGETHER]
+                results = list(zip(chunk, pool.map(read, chunk), strict=True))
+                good += [path for path, result in results if not isinstance(result, UserError)]
+                faults += [str(result) for _, result in results if isinstance(result, UserError)]
+                pixels = [result for _, result in results if not isinstance(result, UserError)]
+                if pixels:
+                    parts.append(self.probabilities(np.stack(pixels)))
+                bar.advance(task, len(chunk))
+        return good, np.concatenate(parts), faults
+
     def are_known(self, probabilities: Float[np.ndarray, "n n_classes"]) -> Bool[np.ndarray, " n"]:
         """`known` of images with these probabilities.
 
         Raises:
             UserError: The meta-learner has no calibration.
         """
-        if self.meta["calibration"] is None:
+        return probabilities.max(1) >= self.threshold()
+
+    def threshold(self) -> float:
+        """The probability below which an image is taken for "none of these".
+
+        Raises:
+            UserError: The meta-learner has no calibration.
+        """
+        calibration = self.meta["calibration"]
+        if calibration is None:
             raise UserError(
-                f"{self.meta['checkpoint']} has no calibration, so what it made cannot tell 'none of these': "
-                f"adapt with another checkpoint: {', '.join(checkpoint.shipped())}"
+                f"{self.meta['checkpoint']} has no calibration, so that what it made cannot tell 'none of these': "
+                f"adapt with a shipped checkpoint: {', '.join(checkpoint.shipped())}"
             )
-        return probabilities.max(1) >= self.meta["calibration"]["threshold"]
+        return calibration["threshold"]
 
     def save(self, path: str | Path) -> None:
         """Write the classifier to one safetensors file, from which `load` makes it again."""
@@ -330,17 +377,12 @@ class Classifier:
         method, config, meta = checkpoint.load_method(path)
         self._set(method, config)
         self.checkpoint_ = str(name)
+        self._calibrations = meta.get("calibration", [])
         self.meta = {"checkpoint": self.checkpoint_, "checkpoint_sha256": checkpoint.sha256(path)}
-        self.meta |= {
-            "config": meta["config"],
-            "meta_val": meta.get("meta_val"),
-            "calibration": meta.get("calibration"),
-        }
+        self.meta |= {"config": meta["config"], "meta_val": meta.get("meta_val")}
 
     def _set(self, method: Method, config: recipes.RunConfig) -> None:
-        for module in method.modules():
-            if isinstance(module, Conv4):
-                module.bf16 = False  # a handful of images takes no time
+        set_precision(method, bf16=False)  # a handful of images takes no time
         self.method, self._config = method.eval().to(self.device), config
         channels, size, _ = config.image_shape
         self.preprocessing = Preprocessing(size, channels, config.data in GREY)
@@ -371,8 +413,9 @@ class Classifier:
         rows = rows[np.random.RandomState(self.seed).permutation(len(rows))]
         x = to_x(torch.from_numpy(pixels[rows]).to(self.device), self.preprocessing.drawing)
         support = Support(x, torch.from_numpy(y[rows]).to(self.device), n_way)
+        entry = nearest(self._calibrations, n_way, counts.mean()) if self._calibrations else None
         self.meta |= {"classes": self.classes_.tolist(), "images": counts.tolist(), "seed": self.seed}
-        self.meta["preprocessing"] = asdict(self.preprocessing)
+        self.meta |= {"preprocessing": asdict(self.preprocessing), "calibration": entry}
         method = self.method
         if isinstance(method, GradientMethod):
             if isinstance(self._config.settings, recipes.MetaLSTMSettings):

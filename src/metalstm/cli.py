@@ -1,5 +1,7 @@
 """The command line: what a person types, checked and handed on. Torch is imported only once a command runs."""
 
+import csv
+import io
 import json
 import logging
 import os
@@ -17,6 +19,8 @@ from metalstm.console import console
 from metalstm.errors import Interrupted, UserError, unknown
 
 S = TypeVar("S", bound=recipes.Settings)
+
+NONE = "none of these"
 
 
 @dataclass(frozen=True)
@@ -324,6 +328,196 @@ class Table:
         print((out / "table.md").read_text(), end="")  # noqa: T201
 
 
+@dataclass(frozen=True)
+class Adapt:
+    """Make a classifier from a few images of each class: DIR/<class name>/* images.
+
+    Tells then how well it does, by cross-validation on these images.
+    """
+
+    images: tyro.conf.Positional[Path]
+    """A folder with a folder of images for each class, 2 to 20 of them, named as the classes."""
+    checkpoint: str | None = None
+    """The meta-learner: a shipped checkpoint's name, a run folder or a file; by default a shipped one, by the kind of
+    the images (drawings or photos) and their number."""
+    out: Path | None = None
+    """File of the classifier; by default named as the folder of the images, in the current folder."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Learn, save, tell the accuracy."""
+        out = self.out or Path(f"{self.images.resolve().name}.safetensors")
+        if out.is_dir():
+            raise UserError(f"--out {out} is a folder: name a file, {out / 'classifier.safetensors'} say")
+        device = self.common.start()
+        from metalstm import datasets
+        from metalstm.classifier import Classifier
+
+        files = datasets.labelled_files(self.images, datasets.class_folders(self.images))
+        labels, paths = [label for label, _ in files], [path for _, path in files]
+        classifier = Classifier(self.checkpoint, self.common.seed, device).fit(paths, labels)
+        classifier.save(out)
+        counts = ", ".join(
+            f"{n} {name}" for name, n in zip(classifier.classes_, classifier.meta["images"], strict=True)
+        )
+        console.print(f"{self.images}: {counts}", soft_wrap=True)
+        if self.checkpoint is None:
+            kind = "drawings" if classifier.preprocessing.drawing else "photos"
+            reason = f"for {kind}, {len(files) / len(classifier.classes_):.3g} a class; --checkpoint takes another"
+            console.print(f"meta-learner: {classifier.checkpoint_} ({reason})", soft_wrap=True)
+        console.print(f"{out}: the classifier; now: metalstm predict {out} IMAGES", soft_wrap=True)
+        try:
+            told = str(classifier.estimate(paths, labels))
+        except UserError as error:  # too few images for one
+            told = f"unknown: {error}"
+        console.print(f"accuracy on images like these: {told}", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Tell the classes of images, by a classifier that `metalstm adapt` made.
+
+    Images that cannot be read are told on stderr, and the exit status is then 2; all others are predicted.
+    """
+
+    classifier: tyro.conf.Positional[Path]
+    """The file of the classifier."""
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Image files; folders, for all images in them; `-` to read paths from stdin, one a line."""
+    reject: bool = False
+    """Say "none of these" where no class is probable: of images of the classes nine in ten are to pass."""
+    csv: str | None = None
+    """File to write the answers to as a table, `-` for stdout."""
+    json: str | None = None
+    """File to write the answers to as JSON, `-` for stdout."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Predict and print."""
+        if self.csv == self.json == "-":
+            raise UserError("--csv - and --json -: only one of them can go to stdout")
+        if not self.images:
+            raise UserError("no images: name files or folders, or - to read paths from stdin")
+        device = self.common.start()
+        from metalstm.classifier import Classifier
+        from metalstm.images import find
+
+        classifier = Classifier.load(self.classifier, device)
+        if self.reject:
+            classifier.threshold()  # it may have none
+        paths = find(self.images, sys.stdin)
+        read, probabilities, faults = classifier.predict_files(paths)
+        known = classifier.are_known(probabilities) if self.reject else [True] * len(read)
+        best = classifier.classes_[probabilities.argmax(1)].tolist()
+        answers = [
+            {
+                "image": str(path),
+                "class": label if is_known else None,
+                "probability": round(max(row), 6),
+                "probabilities": {str(name): round(p, 6) for name, p in zip(classifier.classes_, row, strict=True)},
+            }
+            for path, label, is_known, row in zip(read, best, known, probabilities.tolist(), strict=True)
+        ]
+        self._tell(answers)
+        for fault in faults:
+            console.print(fault, soft_wrap=True)
+        if faults:
+            raise UserError(f"{len(faults)} of {len(paths)} images could not be read; the others are predicted")
+
+    def _tell(self, answers: list[dict[str, Any]]) -> None:
+        """To files or stdout."""
+        lines = [("image", "class", "probability")]
+        lines += [(a["image"], str(a["class"] or NONE), f"{a['probability']:.6f}") for a in answers]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        for place, content in ((self.csv, text.getvalue()), (self.json, json.dumps(answers) + "\n")):
+            if place == "-":
+                print(content, end="")  # noqa: T201
+            elif place:
+                from metalstm import checkpoint
+
+                checkpoint.write(Path(place), content.encode("utf-8", "surrogateescape"))
+        if "-" not in (self.csv, self.json) and answers:
+            from rich import box
+            from rich.table import Column, Table
+            from rich.text import Text
+
+            table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
+            table.box = box.SIMPLE_HEAD
+            for a in answers:
+                table.add_row(Text(a["image"]), Text(str(a["class"] or NONE)), f"{100 * a['probability']:.1f} %")
+            _stdout().print(table)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a classifier as a file that runs without this package: ONNX, or a program of torch.export.
+
+    It takes uint8 images (n, height, width, channels) and gives probabilities; its metadata hold the size of images,
+    the filter to resize them by, and the class names. `examples/` of the source shows how to run it.
+    """
+
+    classifier: tyro.conf.Positional[Path]
+    """The file of the classifier, made by `metalstm adapt`."""
+    format: str = "onnx"
+    """`onnx`, checked against onnxruntime before it is kept, or `torch`."""
+    out: Path | None = None
+    """File to write; by default named as the classifier, with .onnx or .pt2."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Export, check, write."""
+        suffixes = {"onnx": ".onnx", "torch": ".pt2"}
+        if self.format not in suffixes:
+            raise unknown("format", self.format, suffixes)
+        self.common.start()
+        from metalstm import export
+        from metalstm.classifier import Classifier
+
+        out = self.out or self.classifier.with_suffix(suffixes[self.format])
+        classifier = Classifier.load(self.classifier)
+        to = {"onnx": export.to_onnx, "torch": export.to_torch}
+        to[self.format](classifier, out)
+        size, channels = classifier.preprocessing.image_size, classifier.preprocessing.channels
+        console.print(f"{out}: takes uint8 (n, {size}, {size}, {channels})", soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class App:
+    """Open a page in the browser: draw or drop a few images a class, watch it learn, try it on new ones.
+
+    The page is for this machine alone, and sends nothing elsewhere.
+    """
+
+    checkpoint: str | None = None
+    """The meta-learner: a shipped checkpoint's name, a run folder or a file; by default a shipped one, by the kind of
+    the images."""
+    port: int = 0
+    """Port of the page; 0 takes the first free one from 7860 on."""
+    browser: bool = True
+    """Open the browser."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Serve until Ctrl-C."""
+        if not 0 <= self.port < 2**16:
+            raise UserError(f"--port {self.port}: must be at least 0 and below {2**16}")
+        device = self.common.start()
+        try:
+            import gradio  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"the web page needs {error.name}, which is not here: pip install 'metalstm[app]'"
+            ) from error
+        from metalstm import app, checkpoint
+        from metalstm.classifier import Classifier
+
+        if self.checkpoint is not None:
+            checkpoint.load_method(self.checkpoint)  # complains now, not on the page
+        learner = Classifier(self.checkpoint, self.common.seed, device)
+        app.serve(learner, self.port or None, self.browser)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `metalstm ARGV` and exit: status 0 on success, 2 on a user's mistake, 130 on Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -374,6 +568,10 @@ def _parse(argv: Sequence[str]) -> Any:
         Annotated[train, tyro.conf.subcommand("train", default=train(settings, training))],
         Annotated[Evaluate, tyro.conf.subcommand("evaluate")],
         Annotated[Table, tyro.conf.subcommand("table")],
+        Annotated[Adapt, tyro.conf.subcommand("adapt")],
+        Annotated[Predict, tyro.conf.subcommand("predict")],
+        Annotated[Export, tyro.conf.subcommand("export")],
+        Annotated[App, tyro.conf.subcommand("app")],
     ]
     return tyro.cli(
         commands,

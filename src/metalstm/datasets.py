@@ -323,6 +323,35 @@ def cache_root() -> Path:
     return Path(os.environ.get("METALSTM_CACHE") or _user_cache() / "decoded")
 
 
+def class_folders(directory: Path) -> list[str]:
+    """The class names of a folder of one's own: those of the folders in it.
+
+    Raises:
+        UserError: It is not a folder, or has none in it.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a folder: name one with images in <class>/")
+    classes = [path.name for path in _visible(directory) if path.is_dir()]
+    if not classes:
+        raise UserError(f"{directory} has no class folders: put the images of each class into {directory}/<class>/")
+    return classes
+
+
+def labelled_files(directory: Path, classes: Iterable[str]) -> list[tuple[str, Path]]:
+    """The files in class folders, each with its class.
+
+    Raises:
+        UserError: A class has none.
+    """
+    files: list[tuple[str, Path]] = []
+    for label in classes:
+        own = [path for path in _visible(directory / label) if path.is_file()]
+        if not own:
+            raise UserError(f"class folder {directory / label} has no images: add some, or remove it")
+        files += [(label, path) for path in own]
+    return files
+
+
 def _user_cache() -> Path:
     from platformdirs import user_cache_dir
 
@@ -441,20 +470,10 @@ def _load_mini_imagenet(root: Path, size: int) -> tuple[str, list[_Stored], _Mem
 
 
 def _load_folder(directory: Path, size: int) -> tuple[list[_Stored], _Members]:
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a folder: pass --data folder:DIR with images in DIR/<class>/")
-    classes = [path.name for path in _visible(directory) if path.is_dir()]
-    if not classes:
-        raise UserError(f"{directory} has no class folders: put the images of each class into {directory}/<class>/")
-    members = _folder_splits(directory, classes)
+    members = _folder_splits(directory, class_folders(directory))
     _check_disjoint(directory, members)
     used = sorted(label for labels in members.values() for label in labels)
-    files: list[tuple[str, Path]] = []
-    for label in used:
-        own = [path for path in _visible(directory / label) if path.is_file()]
-        if not own:
-            raise UserError(f"class folder {directory / label} has no images: add some, or remove it")
-        files += [(label, path) for path in own]
+    files = labelled_files(directory, used)
     key = hashlib.sha256()
     for label, path in track(files, f"checking {directory.name}"):
         key.update(json.dumps([label, path.name, _checksum(path)]).encode())

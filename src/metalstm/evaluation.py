@@ -16,7 +16,7 @@ from metalstm.console import track
 from metalstm.datasets import MetaSets
 from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError
-from metalstm.learners import Conv4
+from metalstm.learners import set_precision
 from metalstm.methods import GradientMethod, Method
 
 EPISODES = 600  # meta-test episodes of the paper's table
@@ -149,9 +149,7 @@ def evaluate_checkpoint(
     n_shot = config.n_shot if n_shot is None else n_shot
     sampler = EpisodeSampler(meta_sets.splits[split], n_way, n_shot, n_query, seed, device)
     precision = precision or config.settings.precision
-    for module in method.modules():
-        if isinstance(module, Conv4):
-            module.bf16 = precision == "bf16"
+    set_precision(method, precision == "bf16")
     if isinstance(method, GradientMethod):
         method.theta_0(n_way)  # may refuse this number of classes
         method.query_norm = query_norm = query_norm or method.query_norm

@@ -1,6 +1,6 @@
 """From images as people have them, files of any kind or arrays, to the pixels that a learner takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,13 +48,10 @@ class Preprocessing:
         image = open_image(source, 2 * self.image_size, name)
         if not self.drawing:
             return square(image, self.image_size, self.channels)
-        image = ImageOps.autocontrast(image.convert("L" if self.channels == 1 else "RGB"))
-        size, paper = (
-            (self.image_size, self.image_size),
-            "#%02x%02x%02x" % tuple(np.resize(_paper(image), 3).astype(int)),
-        )
-        padded = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color=paper)
-        return np.asarray(padded).reshape(*size, self.channels)
+        image = ImageOps.autocontrast(image.convert("L"))
+        size = (self.image_size, self.image_size)
+        padded = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color=int(_paper(image)[0]))
+        return np.asarray(padded)[..., None]
 
 
 def read_image(path: Path, image_size: int, channels: int = 3) -> np.ndarray:
@@ -129,6 +126,32 @@ def is_drawing(image: "Image.Image") -> bool:
     is_paper = (np.abs(pixels - paper) < 40).all(-1)
     tint = np.ptp(pixels, axis=-1)
     return bool(is_paper.mean() >= 0.5 and np.percentile(tint, 95) < 48)
+
+
+def find(names: Iterable[str], lines: Iterable[str]) -> list[Path]:
+    """The image files that a person names: files, folders with all images in them, `-` for a path on each of `lines`.
+
+    In folders and the folders in these, images are told by the ends of their names; hidden files are left out.
+
+    Raises:
+        UserError: A folder has no images.
+    """
+    from PIL import Image
+
+    paths = []
+    for name in names:
+        if name == "-":
+            paths += [Path(line.rstrip("\r\n")) for line in lines if line.strip()]
+        elif Path(name).is_dir():
+            known = Image.registered_extensions()
+            files = [path for path in sorted(Path(name).rglob("*")) if path.suffix.lower() in known and path.is_file()]
+            files = [path for path in files if not path.name.startswith(".")]
+            if not files:
+                raise UserError(f"{name} has no images: name a folder with files such as .jpg or .png in it")
+            paths += files
+        else:
+            paths.append(Path(name))
+    return paths
 
 
 def are_drawings(images: Sequence["Image.Image"]) -> bool:

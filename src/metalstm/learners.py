@@ -224,6 +224,13 @@ class Linear(nn.Module):
         return torch.zeros(0)
 
 
+def set_precision(module: nn.Module, bf16: bool) -> None:
+    """Let all Conv4 in a module convolve in bfloat16, or in float32."""
+    for part in module.modules():
+        if isinstance(part, Conv4):
+            part.bf16 = bf16
+
+
 def layers(layout: Layout) -> dict[str, slice]:
     """The stretch of theta that each layer of a learner takes: its convolution and normalisation, or its head."""
     places: dict[str, slice] = {}

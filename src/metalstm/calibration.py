@@ -1,0 +1,146 @@
+"""Calibration of a meta-learner on meta-val: temperatures, and thresholds for "none of these"."""
+
+from collections.abc import Iterator, Sequence
+from math import exp, log
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from metalstm import recipes
+from metalstm.console import track
+from metalstm.datasets import ImagesByClass
+from metalstm.episodes import EpisodeSampler, Support
+from metalstm.methods import GradientMethod, Method
+
+BINS = 15  # of the expected calibration error, as Guo et al. have it
+KEPT = 0.9  # share of the images of known classes that the threshold lets through
+N_QUERY = 15
+
+
+class Answers(NamedTuple):
+    """What adapted networks said in some episodes."""
+
+    known: Float[Tensor, "n n_way"]  # logits of queries
+    y: Int[Tensor, " n"]  # their classes
+    outsiders: Float[Tensor, "n n_way"]  # logits of as many images of meta-val classes that were not in the episode
+
+
+def calibrate(
+    method: Method,
+    config: recipes.RunConfig,
+    images: ImagesByClass,
+    ways: Sequence[int] = (2, 5, 10, 20),
+    shots: Sequence[int] = (1, 5),
+    episodes: int = 100,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Fit a temperature and a threshold for each number of classes and shots; measure both on other episodes.
+
+    An image is taken for "none of these" where its largest calibrated probability is below the threshold.
+
+    Args:
+        method: The meta-learner; left as it is.
+        config: Of its run.
+        images: Meta-val. Ways are left out that leave no class to be an outsider.
+        ways: Classes an episode.
+        shots: Support images a class.
+        episodes: To fit on, and as many others to measure on.
+        seed: Of the episodes.
+
+    Returns:
+        For each way and shot plain values: `n_way`, `n_shot`, `temperature`, expected calibration error before and
+        after (`ece_before`, `ece`) in 0..1, `threshold`, and of other episodes than it was fitted on the share of
+        queries that it lets through (`kept`), the share of outsiders that it turns away (`rejected`), and how well the
+        probability tells one from the other (`auroc`).
+
+    References:
+        Guo et al. 2017 (arXiv 1706.04599) for the temperature; Hendrycks & Gimpel 2017 (arXiv 1610.02136) for the
+        largest probability as what tells outsiders.
+    """
+    entries = []
+    serves = isinstance(method, GradientMethod) and method.head_0.shape[0] > 1
+    for n_way in ways:
+        if n_way >= len(images.classes) or (serves and n_way != config.n_way):
+            continue
+        for n_shot in shots:
+            if isinstance(method, GradientMethod) and isinstance(config.settings, recipes.MetaLSTMSettings):
+                method.epochs = recipes.epochs(config, n_shot)
+            sampler = EpisodeSampler(images, n_way, n_shot, N_QUERY, seed)
+            name = f"calibrating {n_way}-way {n_shot}-shot"
+            fitted = _answers(method, sampler, track(range(episodes), name))
+            temperature = fit_temperature(fitted.known, fitted.y)
+            threshold = _confidence(fitted.known, temperature).quantile(1 - KEPT).item()
+            other = _answers(method, sampler, track(range(episodes, 2 * episodes), name))
+            known, outsiders = _confidence(other.known, temperature), _confidence(other.outsiders, temperature)
+            right = other.known.argmax(-1) == other.y
+            entries.append(
+                {
+                    "n_way": n_way,
+                    "n_shot": n_shot,
+                    "temperature": temperature,
+                    "ece_before": expected_calibration_error(_confidence(other.known, 1.0), right),
+                    "ece": expected_calibration_error(known, right),
+                    "threshold": threshold,
+                    "kept": (known >= threshold).float().mean().item(),
+                    "rejected": (outsiders < threshold).float().mean().item(),
+                    "auroc": auroc(known, outsiders),
+                    "episodes": episodes,
+                }
+            )
+    return entries
+
+
+def nearest(entries: Sequence[dict[str, Any]], n_way: int, n_shot: float) -> dict[str, Any]:
+    """The entry of `calibrate` whose way and shots are nearest, both in ratio: 3 classes are nearer to 2 than to 5."""
+
+    def distance(entry: dict[str, Any]) -> float:
+        return log(entry["n_way"] / n_way) ** 2 + log(entry["n_shot"] / n_shot) ** 2
+
+    return min(entries, key=distance)
+
+
+def fit_temperature(logits: Float[Tensor, "n n_way"], y: Int[Tensor, " n"]) -> float:
+    """The temperature T at which softmax(logits / T) has the least cross-entropy, which has one minimum in T."""
+    low, high = log(1e-2), log(1e2)
+    while high - low > 1e-4:
+        third = (high - low) / 3
+        losses = [F.cross_entropy(logits / exp(t), y) for t in (low + third, high - third)]
+        low, high = (low, high - third) if losses[0] < losses[1] else (low + third, high)
+    return exp((low + high) / 2)
+
+
+def expected_calibration_error(confidence: Float[Tensor, " n"], right: Bool[Tensor, " n"]) -> float:
+    """How far confidence and accuracy are apart, in 0..1: the mean over images, each taken with its bin."""
+    bins = (confidence * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=confidence.dtype).index_add_(0, bins, confidence - right.to(confidence.dtype))
+    return (gaps.abs().sum() / len(confidence)).item()
+
+
+def auroc(known: Float[Tensor, " n"], outsiders: Float[Tensor, " m"]) -> float:
+    """The chance that one of the known scores higher than one of the outsiders; ties count half."""
+    ordered = outsiders.sort().values
+    below = torch.searchsorted(ordered, known) + torch.searchsorted(ordered, known, right=True)
+    return (below.double().mean() / 2 / len(outsiders)).item()
+
+
+def _confidence(logits: Tensor, temperature: float) -> Float[Tensor, " n"]:
+    return (logits / temperature).softmax(-1).amax(-1)
+
+
+@torch.no_grad()
+def _answers(method: Method, sampler: EpisodeSampler, numbers: Iterator[int]) -> Answers:
+    parts = []
+    spans = sampler.images.spans
+    for number in numbers:
+        episode, classes = sampler[number], sampler.classes(number)
+        rows = np.concatenate([np.arange(*spans[k]) for k in range(len(spans)) if k not in classes])
+        chosen = np.random.RandomState([sampler.seed, number, 1]).choice(rows, episode.query.y.shape[-1])
+        support = Support(episode.support.x[0], episode.support.y[0], sampler.n_way)
+        x = torch.cat([episode.query.x[0], sampler.pixels.load(chosen)])
+        known, outsiders = method.logits(method.adapt(support), x).double().chunk(2)
+        parts.append(Answers(known, episode.query.y[0], outsiders))
+    return Answers(*map(torch.cat, zip(*parts, strict=True)))

@@ -1,0 +1,92 @@
+"""Classifiers as files that run without this package."""
+
+import io
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metalstm import checkpoint
+from metalstm.classifier import Classifier
+from metalstm.errors import UserError
+
+TOLERANCE = 1e-5  # by which probabilities may differ from the classifier's
+
+
+def to_onnx(classifier: Classifier, path: Path) -> None:
+    """Write an ONNX file, which onnxruntime was seen to run; its `metadata_props` are those of `metadata`.
+
+    Raises:
+        UserError: The packages are not installed.
+    """
+    try:
+        import onnx  # noqa: F401  # what torch.onnx needs
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"ONNX needs further packages ({error}): pip install 'metalstm[export]'") from error
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    n = torch.export.Dim.DYNAMIC
+    program = torch.onnx.export(
+        classifier.network,
+        (_images(classifier, 2),),
+        input_names=["images"],
+        output_names=["probabilities"],
+        dynamic_shapes=({0: n},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    for name, value in metadata(classifier).items():
+        model.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
+    content = model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    _check(classifier, lambda images: np.asarray(session.run(None, {"images": images.numpy()})[0]))
+    checkpoint.write(path, content)
+
+
+def to_torch(classifier: Classifier, path: Path) -> None:
+    """Write a program of torch.export; its extra file `metadata.json` is that of `metadata`."""
+    n = torch.export.Dim.DYNAMIC
+    program = torch.export.export(classifier.network, (_images(classifier, 2),), dynamic_shapes=({0: n},))
+    _check(classifier, lambda images: program.module()(images).numpy())
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata(classifier))})
+    checkpoint.write(path, content.getvalue())
+
+
+def metadata(classifier: Classifier) -> dict[str, Any]:
+    """What a program that runs the exported file must know, as plain values."""
+    preprocessing, calibration = classifier.preprocessing, classifier.meta["calibration"]
+    return {
+        "classes": classifier.classes_.tolist(),
+        "image_size": preprocessing.image_size,
+        "channels": preprocessing.channels,
+        "filter": "lanczos",
+        "fit": "pad with paper" if preprocessing.drawing else "crop to the central square",
+        "threshold": calibration and calibration["threshold"],
+        "meta_learner": classifier.meta["checkpoint"],
+        "licence": classifier.meta["config"]["licence"],
+    }
+
+
+def _images(classifier: Classifier, n: int) -> Tensor:
+    size = classifier.preprocessing.image_size
+    generator = torch.Generator().manual_seed(n)
+    shape = n, size, size, classifier.preprocessing.channels
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+
+def _check(classifier: Classifier, run: Callable[[Tensor], np.ndarray]) -> None:
+    """Hold what was exported against the classifier, on batches of several sizes."""
+    for n in (1, 2, 9):
+        images = _images(classifier, n)
+        difference = np.abs(run(images) - classifier.probabilities(images.numpy())).max()
+        if not difference <= TOLERANCE:
+            raise RuntimeError(f"the exported file's probabilities are off by {difference:.1e}")

@@ -1,0 +1,65 @@
+"""A real browser, and what is asked of every page."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Texts whose contrast with what they stand on is below WCAG's AA: 4.5, of large letters 3.
+FAINT = """() => {
+  const parse = (color) => {
+    const [r, g, b, a = 1] = color.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a];
+  };
+  const over = ([r, g, b, a], under) => [r, g, b].map((value, k) => value * a + under[k] * (1 - a));
+  const light = (color) => {
+    const [r, g, b] = color.map((v) => ((v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (node) => {
+    if (!node) return matchMedia("(prefers-color-scheme: dark)").matches ? [18, 18, 18] : [255, 255, 255];
+    return over(parse(getComputedStyle(node).backgroundColor), behind(node.parentElement));
+  };
+  const faint = [];
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const node = texts.currentNode.parentElement;
+    const words = texts.currentNode.textContent.trim();
+    if (!words || !node.checkVisibility({ opacityProperty: true }) || node.closest("style, script, [disabled]")) continue;
+    const style = getComputedStyle(node);
+    const ground = behind(node);
+    const ink = over(parse(node instanceof SVGElement ? style.fill : style.color), ground);
+    const [dark, bright] = [light(ink), light(ground)].sort((a, b) => a - b);
+    const size = parseFloat(style.fontSize);
+    const large = size >= 24 || (size >= 18.6 && style.fontWeight >= 600);
+    const contrast = (bright + 0.05) / (dark + 0.05);
+    if (contrast < (large ? 3 : 4.5)) faint.push(`${words}: ${contrast.toFixed(2)}`);
+  }
+  return faint;
+}"""
+ENDED = "net::ERR_ABORTED"  # by the page itself: a stream of events that it has read, a download
+# Elements that reach beyond the window and cannot be scrolled to within a box of their own.
+OVERFLOWING = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+
+@contextmanager
+def watched(browser: Any, **context: Any) -> Iterator[Any]:
+    """A page of which every request and every complaint is kept, and held to: none leaves the machine, none fails."""
+    with browser.new_context(**context) as opened:
+        page = opened.new_page()
+        requests, complaints = [], []
+        opened.on("request", lambda request: requests.append(request.url))
+        opened.on("requestfailed", lambda r: complaints.append(f"{r.failure}: {r.url}") if r.failure != ENDED else None)
+        opened.on("response", lambda r: complaints.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        yield page
+    local = ("http://127.0.0.1:", "data:", "blob:", "file:")
+    assert all(url.startswith(local) for url in requests), requests
+    assert not complaints, complaints
+
+
+def check_looks(page: Any) -> None:
+    """All fits into the width of the window, and all text can be read."""
+    assert page.evaluate(OVERFLOWING) <= 0
+    faint = page.evaluate(FAINT)
+    assert not faint, faint

@@ -1,0 +1,206 @@
+"""The web page in a real browser, served by the real command."""
+
+import base64
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from browser import check_looks, watched
+from helpers import make_folder
+
+pytest.importorskip("gradio", reason="needs the extra app")
+pytestmark = pytest.mark.slow
+
+# `metalstm app`, which writes down every machine that it looks for or speaks to.
+SPY = """
+import sys
+
+def watch(event, args):
+    if event == "socket.connect" and isinstance(args[1], tuple):
+        print(args[1][0], file=log, flush=True)
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
+        print(args[0], file=log, flush=True)
+
+log = open(sys.argv[1], "w")
+sys.addaudithook(watch)
+from metalstm.cli import main
+main(["app", "--no-browser", *sys.argv[2:]])
+"""
+
+
+def start(spoken_to: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
+    """The process, and what it says first."""
+    command = [sys.executable, "-c", SPY, spoken_to, *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    assert process.stderr
+    return process, process.stderr.readline()
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory) -> Iterator[str]:
+    spoken_to = tmp_path_factory.mktemp("app") / "spoken-to.txt"
+    process, said = start(spoken_to)
+    assert said.startswith("The page is at http://127.0.0.1:"), said
+    yield said.split()[4]
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")  # Ctrl-C ends it quietly
+    assert set(spoken_to.read_text().split()) <= {"127.0.0.1", "localhost", "None"}
+
+
+def draw(page: Any, canvas: Any, *strokes: list[tuple[float, float]]) -> None:
+    """Draw with the mouse; points are shares of the pad's sides."""
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    for stroke in strokes:
+        for k, (x, y) in enumerate(stroke):
+            page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"], steps=5 if k else 1)
+            if k == 0:
+                page.mouse.down()
+        page.mouse.up()
+
+
+def cross(shift: float = 0) -> list[list[tuple[float, float]]]:
+    return [[(0.2 + shift, 0.2), (0.8, 0.8 - shift)], [(0.8 - shift, 0.2), (0.2, 0.8)]]
+
+
+def ring(shift: float = 0) -> list[list[tuple[float, float]]]:
+    angles = np.linspace(0, 2 * np.pi, 14)
+    return [[(0.5 + shift + 0.3 * np.sin(a), 0.5 - 0.3 * np.cos(a)) for a in angles]]
+
+
+def learn(page: Any) -> None:
+    page.get_by_role("button", name="Learn", exact=True).click()
+    page.get_by_text("Learned from").wait_for()
+
+
+def test_draw_learn_try_download(browser, url, tmp_path):
+    from metalstm.classifier import Classifier
+
+    with watched(browser, viewport={"width": 1280, "height": 1000}) as page:
+        page.goto(url)
+        pads = page.locator("#support canvas")
+        for card, (name, shape) in enumerate({"cross": cross, "ring": ring}.items()):
+            page.locator("#support .name").nth(card).fill(name)
+            draw(page, pads.nth(card), *shape())
+            page.locator("#support .next").nth(card).click()
+            draw(page, pads.nth(card), *shape(0.06))  # which counts too, kept or not
+        learn(page)
+        assert page.get_by_text("Learned from 4 images").is_visible()
+        assert page.locator(".chart").count() == 4
+        lines = [line.get_attribute("points").split() for line in page.locator("polyline").all()]
+        assert len(lines) == 2 + 2 * 5  # loss, accuracy; both gates of each layer
+        assert len(set(map(len, lines))) == 1
+
+        draw(page, page.locator("#query canvas"), *ring(-0.05))
+        bars = page.locator("#query").locator("xpath=ancestor::*[2]").locator(".answer p")
+        bars = page.locator(".answer p")
+        bars.first.wait_for()
+        assert bars.first.inner_text().startswith("ring")
+        shares = [int(text.split()[-2]) for text in bars.all_inner_texts()[:2]]
+        assert sum(shares) in (99, 100, 101)
+
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download").click()
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+        drawn = page.locator("#query canvas").evaluate("canvas => canvas.toDataURL()")
+    assert download.value.suggested_filename == "classifier.safetensors"
+    classifier = Classifier.load(tmp_path / "classifier.safetensors")
+    assert classifier.classes_.tolist() == ["cross", "ring"]
+    image = Image.open(io.BytesIO(base64.b64decode(drawn.partition(",")[2]))).convert("L")
+    probability = classifier.predict_proba([image])[0, 1]
+    assert f"{100 * probability:.0f}" == str(shares[0])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_example(browser, url, scheme, width):
+    with watched(browser, viewport={"width": width, "height": 900}, color_scheme=scheme) as page:
+        page.goto(url)
+        page.get_by_role("button", name="Try an example").click()
+        page.locator("#query .images img").first.wait_for()
+        names = [field.input_value() for field in page.locator("#support .name").all()]
+        assert names == ["Armenian keh", "Georgian ghan", "Hebrew alef", "Lao mo", "Tifinagh yaz"]
+        check_looks(page)
+        learn(page)
+        answers = page.locator(".answer")
+        answers.first.wait_for()
+        guesses = [answer.locator("p").first.inner_text().split("\n")[0] for answer in answers.all()]
+        right = sum(guess == name for guess, name in zip(reversed(guesses), names, strict=True))
+        assert right >= 4
+        check_looks(page)
+        if folder := os.environ.get("METALSTM_SCREENSHOTS"):
+            page.mouse.move(0, 0)
+            page.screenshot(path=Path(folder) / f"app-{scheme}-{width}.png", full_page=True)
+
+
+def test_files_and_folders(browser, url, tmp_path):
+    folder = make_folder(tmp_path / "photos")
+    classes = ("class 00", "class 01", "class 02")
+    with watched(browser) as page:
+        page.goto(url)
+        page.locator("#support .more input").set_input_files(folder)
+        page.locator("#support .card").nth(11).wait_for()
+        while page.locator("#support .card").count() > 3:
+            page.locator("#support .remove").last.click()
+        assert [field.input_value() for field in page.locator("#support .name").all()] == list(classes)
+        page.wait_for_function("document.querySelectorAll('#support img').length == 24")
+        learn(page)
+        assert page.get_by_text("Learned from 24 images").is_visible()
+        assert page.get_by_text("meta-lstm-cifar-fs-5w5s").is_visible()  # colour
+        page.locator("#query input").set_input_files([folder / name / "7.png" for name in classes])
+        page.locator(".answer").nth(2).wait_for()
+        guesses = [answer.locator("p").first.inner_text() for answer in page.locator(".answer").all()]
+        assert [guess.split("\n")[0] for guess in reversed(guesses)] == list(classes)
+
+
+def test_mistakes_are_told(browser, url, tmp_path):
+    (tmp_path / "no image.png").write_text("text")
+    with watched(browser) as page:
+        page.goto(url)
+        button = page.get_by_role("button", name="Learn", exact=True)
+        button.click()
+        page.get_by_text("Draw or drop at least one image for each of two classes.").wait_for()
+        draw(page, page.locator("#support canvas").first, *ring())
+        page.locator("#support .card").nth(1).locator("input[type=file]").set_input_files(tmp_path / "no image.png")
+        page.get_by_alt_text("no image.png").wait_for()
+        page.locator("#support .name").nth(1).fill("A")
+        button.click()
+        page.get_by_text("Give each class a name of its own.").wait_for()
+        page.locator("#support .name").nth(1).fill("<b>")
+        button.click()
+        page.get_by_text("cannot read").wait_for()
+        assert "no image.png" in page.get_by_text("cannot read").inner_text()
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process, said = start(tmp_path / "log", "--port", str(port))
+        process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert said == (
+        f"metalstm: --port {port} is taken or not allowed: pass another, or 0 for the first free one\n"
+    )
+
+
+def test_only_uploaded_files_are_read(tmp_path, monkeypatch):
+    import gradio
+
+    from metalstm import app
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    for path in (tmp_path / "secret.png", tmp_path / "uploads" / ".." / "secret.png"):
+        with pytest.raises(gradio.Error, match=r"This file was not uploaded\."):
+            app.read({"url": "", "path": str(path)})
+    assert app.read({"url": "", "path": str(tmp_path / "uploads" / "a.png")}) == tmp_path / "uploads" / "a.png"
