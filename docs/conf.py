@@ -46,6 +46,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+autodoc_mock_imports = ["gradio"]  # which the page's code imports, and nothing else needs
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 

