@@ -34,6 +34,7 @@ html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
 html_math_renderer = "mathml"
+highlight_language = "none"
 pygments_style, pygments_dark_style = "default", "github-dark"
 
 myst_enable_extensions = ["dollarmath"]
@@ -55,14 +56,15 @@ class Help(SphinxDirective):
     """`{help} COMMAND`: what `metalstm COMMAND --help` prints."""
 
     required_arguments = 1
-    final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
         """The text as a block."""
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            cli._parse([*self.arguments[0].split(), "--help"])
-        return [nodes.literal_block(text.getvalue(), text.getvalue(), language="text")]
+        printed = io.TextIOWrapper(io.BytesIO(), "utf-8")
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            cli._parse([self.arguments[0], "--help"])
+        printed.seek(0)
+        text = printed.read()
+        return [nodes.literal_block(text, text, language="none")]
 
 
 class Differences(SphinxDirective):
@@ -78,7 +80,7 @@ class Differences(SphinxDirective):
         for name, value in columns[0].items():
             if any(column[name] != value for column in columns):
                 group = "MetaLSTMSettings" if name in recipes_[0] else "TrainingSettings"
-                told = " ".join(documented[group, name]).split(". ")[0].split(": ")[0].rstrip(". ")
+                told = " ".join(documented[group, name]).split(". ")[0].rstrip(". ")
                 values = " | ".join(map(_shown, (column[name] for column in columns)))
                 lines.append(f"| `--{name.replace('_', '-')}` | {told} | {values} |")
         return self.parse_text_to_nodes("\n".join(lines))
@@ -112,7 +114,7 @@ def link_to_source(app: Any, docname: str, content: list[str]) -> None:
 
 def setup(app: Any) -> None:
     """Register what stands above."""
-    os.environ.update(COLUMNS="92", NO_COLOR="1")
+    os.environ.update(COLUMNS="88", NO_COLOR="1")
     app.add_directive("help", Help)
     app.add_directive("differences", Differences)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))

@@ -90,7 +90,9 @@ def inner_loop(method: GradientMethod, followed: dict[str, Curves], sampler: Epi
         right.plot(*path[-1], "o", color="C0", markersize=3)
     right.plot(0, 0, "*", color="black", markersize=12)
     right.set(xlabel="first principal direction", ylabel="second")
-    right.set_title(f"theta of {PATHS} tasks, from theta_0 (star);\n{100 * share:.0f} % of the squared distance", size=8)
+    right.set_title(
+        f"theta of {PATHS} tasks, from theta_0 (star);\n{100 * share:.0f} % of the squared distance", size=8
+    )
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
     for axes in (left, middle):

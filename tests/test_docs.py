@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
 # A block may stand under a comment: "not run: WHY" leaves it at parsing its commands, "run with: OPTIONS" adds options
 # to them, so that what takes hours takes seconds.
-BLOCK = re.compile(r"(?:^<!-- (not run|run with): (.*?) -->\n)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"(?:^<!-- (not run|run with): (.*?) -->\n)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE
+)
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +122,16 @@ def commands() -> list[str]:
 
 def blocks(guide: Path) -> list[tuple[str | None, str, str, str]]:
     """Mark, what the mark says, language and text of each example."""
-    return [(mark or None, says, language, text) for mark, says, language, text in BLOCK.findall(guide.read_text("utf-8"))]
+    return [
+        (mark or None, says, language, text) for mark, says, language, text in BLOCK.findall(guide.read_text("utf-8"))
+    ]
 
 
 def examples(text: str) -> Iterator[tuple[str, str]]:
     """Commands of a console block, each with the output that is shown."""
     text = re.sub(r"\\\n", "\\\n\0", text)  # a command goes on in the next line
     for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-        command, output = re.match(r"((?:[^\n]|\n\0)*)\n(.*)", part, re.DOTALL).groups()
+        command, output = re.split(r"\n(?!\0)", part, maxsplit=1)
         yield command.replace("\0", ""), output
 
 
@@ -174,7 +178,9 @@ def test_the_examples_of_a_guide_run(guide, desk):
         for command, output in examples(text):
             if mark == "run with":
                 command = re.sub(r"(metalstm \w+[^#|>]*)", rf"\1 {says} ", command)
-            done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", command], capture_output=True, text=True, timeout=300
+            )
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
             assert re.search(as_pattern(output), done.stdout + done.stderr, re.DOTALL), f"{command}\n{done.stdout}"
 
