@@ -159,6 +159,7 @@ def desk(tmp_path, monkeypatch) -> Path:
     for number in range(15):
         for k in range(20):
             photo(f"birds/species {number:02}/{k}.png", number)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("COLUMNS", "120")

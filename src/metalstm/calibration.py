@@ -18,7 +18,6 @@ from metalstm.methods import GradientMethod, Method
 
 BINS = 15  # of the expected calibration error, as Guo et al. have it
 KEPT = 0.9  # share of the images of known classes that the threshold lets through
-N_QUERY = 15
 
 
 class Answers(NamedTuple):
@@ -35,6 +34,7 @@ def calibrate(
     images: ImagesByClass,
     ways: Sequence[int] = (2, 5, 10, 20),
     shots: Sequence[int] = (1, 5),
+    n_query: int = 15,
     episodes: int = 100,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
@@ -48,6 +48,7 @@ def calibrate(
         images: Meta-val. Ways are left out that leave no class to be an outsider.
         ways: Classes an episode.
         shots: Support images a class.
+        n_query: Query images a class, and for each an outsider.
         episodes: To fit on, and as many others to measure on.
         seed: Of the episodes.
 
@@ -69,7 +70,7 @@ def calibrate(
         for n_shot in shots:
             if isinstance(method, GradientMethod) and isinstance(config.settings, recipes.MetaLSTMSettings):
                 method.epochs = recipes.epochs(config, n_shot)
-            sampler = EpisodeSampler(images, n_way, n_shot, N_QUERY, seed)
+            sampler = EpisodeSampler(images, n_way, n_shot, n_query, seed)
             name = f"calibrating {n_way}-way {n_shot}-shot"
             fitted = _answers(method, sampler, track(range(episodes), name))
             temperature = fit_temperature(fitted.known, fitted.y)

@@ -30,8 +30,6 @@ MAX_WAY = 20  # classes that meta-learners have been measured with
 LOOK_AT = 20  # images by which their kind is judged
 TOGETHER = 128  # images at a time; more are no faster
 FOLDS = 5  # of the estimate, at the most
-# What a gradient method needs no longer once it has adapted.
-SPENT = ("body_0", "head_0", "moments_0", "optimizer.")
 PARAMETERS = ("checkpoint", "seed", "device")
 
 
@@ -147,7 +145,6 @@ class Classifier:
             pass
         return self
 
-    @torch.no_grad()
     def steps(self, images: Any, labels: Any) -> Iterator[InnerStep]:
         """`fit`, to be watched: yields after each inner step, and has learned once it is exhausted.
 
@@ -159,12 +156,13 @@ class Classifier:
         for number, (step, support) in enumerate(self._steps(images, labels), 1):
             method = self.method
             assert isinstance(method, GradientMethod)
-            loss, accuracy = score(method.logits(method.finish(step, support), support.x), support.y)
             forget, rate = {}, {}
-            if isinstance(method.optimizer, MetaLSTM):
-                gates = method.optimizer.gates(step.state)
-                for layer, place in layers(method.learner.layout(support.n_way)).items():
-                    forget[layer], rate[layer] = gates[:, place].mean(-1).tolist()
+            with torch.no_grad():
+                loss, accuracy = score(method.logits(method.finish(step, support), support.x), support.y)
+                if isinstance(method.optimizer, MetaLSTM):
+                    gates = method.optimizer.gates(step.state)
+                    for layer, place in layers(method.learner.layout(support.n_way)).items():
+                        forget[layer], rate[layer] = gates[:, place].mean(-1).tolist()
             yield InnerStep(number, method.n_steps(support), loss.item(), accuracy.item(), forget, rate)
 
     def predict(self, images: Any) -> np.ndarray:
@@ -283,11 +281,8 @@ class Classifier:
 
     def save(self, path: str | Path) -> None:
         """Write the classifier to one safetensors file, from which `load` makes it again."""
-        kept = {
-            f"method.{name}": tensor
-            for name, tensor in self.method.state_dict().items()
-            if not name.removeprefix("head.").startswith(SPENT)
-        }
+        state = self.method.state_dict()
+        kept = {f"method.{name}": tensor for name, tensor in state.items() if not is_spent(name)}
         adapted = {f"adapted.{name}": tensor for name, tensor in self.network.adapted.items()}
         checkpoint.save(Path(path), kept | adapted, self.meta)
 
@@ -401,38 +396,51 @@ class Classifier:
         size = self.preprocessing.image_size
         return np.stack(pixels) if pixels else np.empty((0, size, size, self.preprocessing.channels), np.uint8)
 
-    @torch.no_grad()
     def _learn(
         self, pixels: UInt8[np.ndarray, "n height width channels"], labels: np.ndarray
     ) -> Iterator[tuple[Step, Support]]:
-        self.classes_, y = np.unique(labels, return_inverse=True)
-        n_way, counts = len(self.classes_), np.bincount(y)
+        classes, y = np.unique(labels, return_inverse=True)
+        n_way, counts = len(classes), np.bincount(y)
         if not 2 <= n_way <= MAX_WAY:
             raise UserError(f"{n_way} {'class' if n_way == 1 else 'classes'}: give 2 to {MAX_WAY}")
         rows = np.concatenate([np.resize(np.flatnonzero(y == k), counts.max()) for k in range(n_way)])
         rows = rows[np.random.RandomState(self.seed).permutation(len(rows))]
         x = to_x(torch.from_numpy(pixels[rows]).to(self.device), self.preprocessing.drawing)
         support = Support(x, torch.from_numpy(y[rows]).to(self.device), n_way)
-        entry = nearest(self._calibrations, n_way, counts.mean()) if self._calibrations else None
-        self.meta |= {"classes": self.classes_.tolist(), "images": counts.tolist(), "seed": self.seed}
-        self.meta |= {"preprocessing": asdict(self.preprocessing), "calibration": entry}
         method = self.method
         if isinstance(method, GradientMethod):
             if isinstance(self._config.settings, recipes.MetaLSTMSettings):
                 method.epochs = recipes.epochs(self._config, int(counts.max()))
-            step = method.start(support)
-            for step in method.trajectory(support):
+            last, steps = method.start(support), method.trajectory(support)
+            while step := _next(steps):
                 yield step, support
-            adapted = method.finish(step, support)
+                last = step
+            with torch.no_grad():
+                adapted = method.finish(last, support)
         else:
             adapted = method.adapt(support)
+        self.classes_ = classes
+        entry = nearest(self._calibrations, n_way, counts.mean()) if self._calibrations else None
+        self.meta |= {"classes": classes.tolist(), "images": counts.tolist(), "seed": self.seed}
+        self.meta |= {"preprocessing": asdict(self.preprocessing), "calibration": entry}
         self._finish(adapted)
 
     def _finish(self, adapted: Adapted) -> None:
         calibration = self.meta["calibration"]
         temperature = calibration["temperature"] if calibration else 1.0
         adapted = {name: tensor.to(self.device) for name, tensor in adapted.items()}
-        self.network = Network(self.method, adapted, self.preprocessing.drawing, temperature)
+        self.network = Network(self.method, adapted, self.preprocessing.drawing, temperature).eval()
+
+
+@torch.no_grad()
+def _next(steps: Iterator[Step]) -> Step | None:
+    """The next step, without a graph: between steps a generator leaves that to whoever reads it."""
+    return next(steps, None)
+
+
+def is_spent(name: str) -> bool:
+    """Whether a method needs its tensor of this name no longer once it has adapted: theta_0 and what changes it."""
+    return name.removeprefix("head.").startswith(("body_0", "head_0", "moments_0", "optimizer."))
 
 
 def nearest_shipped(drawings: bool, n_shot: float) -> str:

@@ -1,9 +1,12 @@
 """Classifiers as files that run without this package."""
 
+import contextlib
+import copy
 import io
 import json
 import logging
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metalstm import checkpoint
-from metalstm.classifier import Classifier
+from metalstm.classifier import Classifier, is_spent
 from metalstm.errors import UserError
 
 TOLERANCE = 1e-5  # by which probabilities may differ from the classifier's
@@ -30,17 +33,10 @@ def to_onnx(classifier: Classifier, path: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"ONNX needs further packages ({error}): pip install 'metalstm[export]'") from error
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    n = torch.export.Dim.DYNAMIC
-    program = torch.onnx.export(
-        classifier.network,
-        (_images(classifier, 2),),
-        input_names=["images"],
-        output_names=["probabilities"],
-        dynamic_shapes=({0: n},),
-        dynamo=True,
-        verbose=False,
-    )
+    with _quiet():
+        program = torch.onnx.export(
+            _program(classifier), input_names=["images"], output_names=["probabilities"], dynamo=True, verbose=False
+        )
     assert program is not None
     model = program.model_proto
     for name, value in metadata(classifier).items():
@@ -53,11 +49,10 @@ def to_onnx(classifier: Classifier, path: Path) -> None:
 
 def to_torch(classifier: Classifier, path: Path) -> None:
     """Write a program of torch.export; its extra file `metadata.json` is that of `metadata`."""
-    n = torch.export.Dim.DYNAMIC
-    program = torch.export.export(classifier.network, (_images(classifier, 2),), dynamic_shapes=({0: n},))
+    program, content = _program(classifier), io.BytesIO()
     _check(classifier, lambda images: program.module()(images).numpy())
-    content = io.BytesIO()
-    torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata(classifier))})
+    with _quiet():
+        torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata(classifier))})
     checkpoint.write(path, content.getvalue())
 
 
@@ -69,11 +64,33 @@ def metadata(classifier: Classifier) -> dict[str, Any]:
         "image_size": preprocessing.image_size,
         "channels": preprocessing.channels,
         "filter": "lanczos",
-        "fit": "pad with paper" if preprocessing.drawing else "crop to the central square",
+        "fit": "pad" if preprocessing.drawing else "crop",
         "threshold": calibration and calibration["threshold"],
         "meta_learner": classifier.meta["checkpoint"],
         "licence": classifier.meta["config"]["licence"],
     }
+
+
+def _program(classifier: Classifier) -> torch.export.ExportedProgram:
+    """The network for any number of images, without what it needs no longer."""
+    network = copy.deepcopy(classifier.network).cpu()
+    for name, tensor in (*network.method.named_parameters(), *network.method.named_buffers()):
+        if is_spent(name):
+            tensor.data = tensor.data.new_empty(0)
+    return torch.export.export(network, (_images(classifier, 2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what exporters warn of that a user cannot mend: that torchvision is not here, say."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    before = [logger.level for logger in loggers]
+    with warnings.catch_warnings(action="ignore"):
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        yield
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _images(classifier: Classifier, n: int) -> Tensor:

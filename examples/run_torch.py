@@ -1,0 +1,35 @@
+"""Run a classifier that `metalstm export birds.safetensors --format torch` wrote, without metalstm.
+
+pip install torch pillow
+python run_torch.py birds.pt2 new/*.jpg
+"""
+
+import json
+import sys
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+
+def read(path, size, channels, fit):
+    """An image as the network takes it: uint8 (size, size, channels)."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("L" if channels == 1 else "RGB")
+    if fit == "crop":
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    else:  # of a drawing, nothing is cut off
+        image = ImageOps.autocontrast(image)
+        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=image.getpixel((0, 0)))
+    return np.asarray(image).reshape(size, size, channels)
+
+
+model, *paths = sys.argv[1:]
+extra = {"metadata.json": ""}
+network = torch.export.load(model, extra_files=extra).module()
+metadata = json.loads(extra["metadata.json"])
+classes, size, channels = (metadata[name] for name in ("classes", "image_size", "channels"))
+images = np.stack([read(path, size, channels, metadata["fit"]) for path in paths])
+with torch.no_grad():
+    probabilities = network(torch.from_numpy(images)).numpy()
+for path, row in zip(paths, probabilities, strict=True):
+    print(f"{path}\t{classes[row.argmax()]}\t{row.max():.3f}")

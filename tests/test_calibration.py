@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+
+import helpers
+from metalstm import checkpoint
+from metalstm.calibration import auroc, calibrate, expected_calibration_error, fit_temperature, nearest
+from metalstm.methods import PixelNearestNeighbor
+
+
+def test_the_temperature_is_that_which_the_labels_were_drawn_by():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20_000, 4, dtype=torch.float64, generator=generator)
+    y = torch.multinomial((logits / 2.5).softmax(-1), 1, generator=generator)[:, 0]
+    assert fit_temperature(logits, y) == pytest.approx(2.5, rel=0.05)
+    assert fit_temperature(logits / 50, y) == pytest.approx(2.5 / 50, rel=0.05)
+
+
+def test_the_expected_calibration_error_by_hand():
+    confidence = torch.tensor([0.95, 0.95, 0.55, 0.55], dtype=torch.float64)
+    right = torch.tensor([True, False, True, True])
+    # A bin of two that is right half of the time, and one of two that is always right.
+    assert expected_calibration_error(confidence, right) == pytest.approx((0.45 + 0.45) / 2)
+    assert expected_calibration_error(torch.ones(3), torch.tensor([True] * 3)) == 0
+
+
+def test_auroc_by_hand():
+    assert auroc(torch.tensor([0.9, 0.8]), torch.tensor([0.1, 0.2, 0.3])) == 1
+    assert auroc(torch.tensor([0.5]), torch.tensor([0.5, 0.1, 0.9, 0.9])) == pytest.approx(1.5 / 4)
+
+
+def test_nearest_is_by_ratio():
+    entries = [{"n_way": n_way, "n_shot": n_shot} for n_way in (2, 5, 10, 20) for n_shot in (1, 5)]
+    for n_way, n_shot, expected in [(3, 1.0, (2, 1)), (4, 2.0, (5, 1)), (7, 3.0, (5, 5)), (8, 99.0, (10, 5))]:
+        entry = nearest(entries, n_way, n_shot)
+        assert (entry["n_way"], entry["n_shot"]) == expected
+
+
+def test_what_is_measured_of_a_method(tmp_path):
+    meta_sets = helpers.load_folder(helpers.make_folder(tmp_path / "patterns", noise=170))
+    config = helpers.tiny_config(meta_sets)
+    images = meta_sets.splits["meta-val"]  # three classes of eight images, too few for more than 2-way
+    method = PixelNearestNeighbor()
+    with pytest.raises(Exception, match="class 'class 06' has 8 images"):
+        calibrate(method, config, images, shots=(1,), episodes=2)
+    entries = calibrate(method, config, images, shots=(1, 2), episodes=20, n_query=4)
+    assert [(entry["n_way"], entry["n_shot"]) for entry in entries] == [(2, 1), (2, 2)]
+    for entry in entries:
+        assert entry["temperature"] > 0
+        assert 0 <= entry["ece"] <= 1
+        assert 0.5 <= entry["threshold"] <= 1
+        assert entry["kept"] == pytest.approx(0.9, abs=0.1)
+        assert entry["auroc"] > 0.6, "patterns are told from patterns never seen"
+        assert 0 <= entry["rejected"] <= 1
+    assert entries == calibrate(method, config, images, shots=(1, 2), episodes=20, n_query=4), "by the seed alone"
+
+
+def test_shipped_checkpoints_are_calibrated():
+    for path in checkpoint.shipped().values():
+        _, meta = checkpoint.load(path)
+        assert {entry["n_shot"] for entry in meta["calibration"]} == {1, 5}
+        for entry in meta["calibration"]:
+            assert entry["ece"] < 0.06, (path.stem, entry)
+            assert entry["kept"] == pytest.approx(0.9, abs=0.05)
+            assert math.isfinite(entry["temperature"])

@@ -1,0 +1,187 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from metalstm.errors import UserError
+from metalstm.images import Preprocessing, are_drawings, find, is_drawing, open_image
+
+PHOTO = Preprocessing(16, 3, drawing=False)
+DRAWING = Preprocessing(16, 1, drawing=True)
+LEFT_RED = np.repeat(np.array([[[200, 0, 0]] * 8 + [[0, 0, 200]] * 8], np.uint8), 16, axis=0)  # the left half is red
+
+
+def write(path: Path, image: Image.Image, **options) -> Path:
+    image.save(path, **options)
+    return path
+
+
+def letter(ink="black", paper="white", size=(60, 60), mode="RGB") -> Image.Image:
+    image = Image.new(mode, size, paper)
+    ImageDraw.Draw(image).line([(15, 10), (15, 50), (45, 50)], fill=ink, width=4)
+    return image
+
+
+# Files of every kind.
+
+
+def test_exif_turns_an_image_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side
+    turned = Image.fromarray(LEFT_RED).rotate(90)
+    path = write(tmp_path / "turned.png", turned, exif=exif)
+    assert (PHOTO(path) == LEFT_RED).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
+def test_colours_of_every_mode(tmp_path, mode):
+    image = Image.fromarray(LEFT_RED)
+    image = image.quantize() if mode == "P" else image.convert(mode)
+    path = write(tmp_path / f"image.{'tif' if mode == 'CMYK' else 'png'}", image)
+    assert np.abs(PHOTO(path).astype(int) - LEFT_RED).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16", "I", "F"])
+def test_greys_of_every_mode(tmp_path, mode):
+    grey = np.repeat(np.array([[255] * 8 + [0] * 8], np.uint8), 16, axis=0)
+    wide = grey.astype(np.int32)
+    values = {"I;16": (wide * 257).astype(np.uint16), "I": wide * 1000, "F": (wide / 255).astype(np.float32)}
+    image = Image.fromarray(values[mode]) if mode in values else Image.fromarray(grey).convert(mode)
+    assert image.mode == mode
+    path = write(tmp_path / f"image.{'tif' if mode in values else 'png'}", image)
+    assert (PHOTO(path) == grey[..., None]).all()
+
+
+def test_transparency_is_white_and_of_an_animation_the_first_frame_counts(tmp_path):
+    assert (PHOTO(write(tmp_path / "a.png", Image.new("RGBA", (9, 9), (0, 0, 0, 0)))) == 255).all()
+    palette = Image.new("P", (9, 9), 0)
+    assert (PHOTO(write(tmp_path / "b.gif", palette, transparency=0)) == 255).all()
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "lime")]
+    path = write(tmp_path / "c.gif", frames[0], save_all=True, append_images=frames[1:])
+    assert (PHOTO(path) == [255, 0, 0]).all()
+
+
+def png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "png")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jpg", b"", "it is empty): remove it"),
+        ("x.heic", b"what", "no format that is known here): save it as JPEG or PNG, or remove it"),
+        (
+            "x.png",
+            png(Image.fromarray(LEFT_RED).resize((200, 200)))[:100],
+            "image file is truncated): mend or remove it",
+        ),
+        (None, b"", "No such file or directory): check its name and permissions"),
+    ],
+)
+def test_files_that_are_no_image_are_told_by_name(tmp_path, name, content, message):
+    path = tmp_path / (name or "nowhere.png")
+    if name:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        PHOTO(path)
+    assert str(error.value) == f"cannot read {path} as an image ({message}"
+
+
+# Images that are no files.
+
+
+def test_arrays_and_tensors_are_what_their_files_are(tmp_path):
+    expected = PHOTO(write(tmp_path / "image.png", Image.fromarray(LEFT_RED)))
+    floats = LEFT_RED / 255
+    tensor = torch.from_numpy(LEFT_RED).movedim(-1, 0)
+    for source in (LEFT_RED, floats, tensor, tensor / 255, Image.fromarray(LEFT_RED), str(tmp_path / "image.png")):
+        assert (PHOTO(source) == expected).all()
+    grey = LEFT_RED[..., 0]
+    for source in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None], grey > 100):
+        assert np.asarray(open_image(source, 16)).astype(bool).tolist() == (grey > 100).tolist()
+    clear = np.concatenate([LEFT_RED, np.zeros_like(LEFT_RED[..., :1])], -1)
+    assert (PHOTO(clear) == 255).all(), "the fourth channel is how opaque it is"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            np.zeros((3, 4, 5), np.uint8),
+            "image 7 is (3, 4, 5): give a path, a PIL image, or (height, width) or (height, width, channels) with 1, 3 "
+            "or 4 channels",
+        ),
+        (
+            torch.zeros(5, 4, 3),
+            "image 7 is (5, 4, 3): give a path, a PIL image, or (channels, height, width) with 1, 3 or 4 channels",
+        ),
+        (np.full((4, 4), 255.0), "image 7 has values from 255 to 255: floats must lie in 0..1"),
+        (np.full((4, 4), np.nan), "image 7 has values from nan to nan: floats must lie in 0..1"),
+        (np.zeros((4, 4), np.int64), "image 7 is of type int64: give uint8, or floats in 0..1"),
+    ],
+)
+def test_arrays_that_are_no_image_are_told_by_number(source, message):
+    with pytest.raises(UserError) as error:
+        PHOTO(source, "image 7")
+    assert str(error.value) == message
+
+
+# Drawings.
+
+
+def test_drawings_are_told_from_photos():
+    noise = np.random.RandomState(0).randint(0, 256, (40, 40, 3)).astype(np.uint8)
+    gradient = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (40, 1))
+    for drawing in (letter(), letter("white", "black"), letter("#333", "#bbb"), letter(0, 1, mode="1")):
+        assert is_drawing(drawing)
+    for photo in (Image.fromarray(noise), Image.fromarray(gradient), letter("red"), Image.fromarray(LEFT_RED)):
+        assert not is_drawing(photo)
+    assert are_drawings([letter(), letter(), letter("red")])
+    assert not are_drawings([letter(), letter("red")])
+
+
+def test_contrast_is_stretched_and_nothing_of_a_drawing_cut_off():
+    faint = letter("#777777", "#aaaaaa")
+    assert (DRAWING(faint) == DRAWING(letter())).all()
+    wide = letter(size=(180, 60))
+    pixels = DRAWING(wide)[..., 0]
+    assert (pixels[:5] == 255).all()
+    assert (pixels[-5:] == 255).all()
+    assert pixels[5:-5, :5].min() < 200, "the letter is still there"
+
+
+@pytest.mark.data
+def test_a_drawing_in_a_file_is_what_the_data_set_makes_of_it(data_root, tmp_path):
+    import zipfile
+
+    from metalstm import datasets
+
+    images = datasets.load("omniglot", data_root).splits["meta-test"]
+    with zipfile.ZipFile(data_root / "omniglot" / "images_evaluation.zip") as archive:
+        for k in (0, 100, 600):
+            folder = f"images_evaluation/{images.classes[k]}/"
+            member = min(name for name in archive.namelist() if name.startswith(folder) and name.endswith(".png"))
+            path = tmp_path / "x.png"
+            path.write_bytes(archive.read(member))
+            assert (255 - Preprocessing(28, 1, drawing=True)(path) == images.images[images.spans[k, 0]]).all()
+
+
+# Names of files.
+
+
+def test_find_takes_files_folders_and_lines(tmp_path):
+    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.png", "deep/er/c.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find(["x.png", str(tmp_path), "-"], ["one.png\n", "\n", " two.png \r\n"])
+    inside = [tmp_path / "a.jpg", tmp_path / "b.PNG", tmp_path / "deep/er/c.webp"]
+    assert found == [Path("x.png"), *inside, Path("one.png"), Path(" two.png ")]
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError) as error:
+        find([str(tmp_path / "none")], [])
+    assert str(error.value) == f"{tmp_path}/none has no images: name a folder with files such as .jpg or .png in it"
