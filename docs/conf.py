@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import re
+import textwrap
 from dataclasses import asdict
 from typing import Any
 
@@ -51,6 +52,8 @@ autodoc_mock_imports = ["gradio"]  # which the page's code imports, and nothing 
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
 
+WIDTH = 88  # of help, in characters
+
 
 class Help(SphinxDirective):
     """`{help} COMMAND`: what `metalstm COMMAND --help` prints."""
@@ -63,7 +66,7 @@ class Help(SphinxDirective):
         with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
             cli._parse([self.arguments[0], "--help"])
         printed.seek(0)
-        text = printed.read()
+        text = "".join(textwrap.fill(line, WIDTH) + "\n" if len(line) > WIDTH else line for line in printed)
         return [nodes.literal_block(text, text, language="none")]
 
 
@@ -114,7 +117,7 @@ def link_to_source(app: Any, docname: str, content: list[str]) -> None:
 
 def setup(app: Any) -> None:
     """Register what stands above."""
-    os.environ.update(COLUMNS="88", NO_COLOR="1")
+    os.environ.update(COLUMNS=str(WIDTH), NO_COLOR="1")
     app.add_directive("help", Help)
     app.add_directive("differences", Differences)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
