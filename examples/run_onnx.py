@@ -19,7 +19,7 @@ def read(path, size, channels, fit):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     else:  # of a drawing, nothing is cut off
         image = ImageOps.autocontrast(image)
-        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=image.getpixel((0, 0)))
+        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=int(np.asarray(image)[0, 0]))
     return np.asarray(image).reshape(size, size, channels)
 
 
@@ -28,6 +28,6 @@ session = onnxruntime.InferenceSession(model)
 metadata = session.get_modelmeta().custom_metadata_map
 classes, size, channels = (json.loads(metadata[name]) for name in ("classes", "image_size", "channels"))
 images = np.stack([read(path, size, channels, metadata["fit"]) for path in paths])
-(probabilities,) = session.run(None, {"images": images})
+probabilities = np.asarray(session.run(["probabilities"], {"images": images})[0])
 for path, row in zip(paths, probabilities, strict=True):
     print(f"{path}\t{classes[row.argmax()]}\t{row.max():.3f}")

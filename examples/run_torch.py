@@ -19,7 +19,7 @@ def read(path, size, channels, fit):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     else:  # of a drawing, nothing is cut off
         image = ImageOps.autocontrast(image)
-        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=image.getpixel((0, 0)))
+        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=int(np.asarray(image)[0, 0]))
     return np.asarray(image).reshape(size, size, channels)
 
 

@@ -1,5 +1,6 @@
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -297,7 +298,7 @@ def test_scikit_learn_takes_it_for_one_of_its_own(make, patterns):
     images, labels = drawings(3)
     one = Classifier("meta-lstm-omniglot-5w1s", seed=2)
     assert repr(one) == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu')"
-    copy = clone(one)
+    copy: Any = clone(one)
     assert copy is not one
     assert copy.get_params() == one.get_params() == {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu"}
     assert is_classifier(one)

@@ -19,7 +19,7 @@ def write(path: Path, image: Image.Image, **options) -> Path:
     return path
 
 
-def letter(ink="black", paper="white", size=(60, 60), mode="RGB") -> Image.Image:
+def letter(ink: str | int = "black", paper: str | int = "white", size=(60, 60), mode="RGB") -> Image.Image:
     image = Image.new(mode, size, paper)
     ImageDraw.Draw(image).line([(15, 10), (15, 50), (45, 50)], fill=ink, width=4)
     return image

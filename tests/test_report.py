@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from metalstm import report
-from metalstm.learners import Conv4
+from metalstm.learners import Conv4, layers
 from metalstm.methods import build
 from test_contract import config, episode
 
@@ -75,10 +75,10 @@ def test_gates_show_each_layer_over_the_steps():
 
 
 def test_layers_tile_theta():
-    layers = report._layers(Conv4((3, 16, 16), 4).layout(5))
-    assert list(layers) == ["conv1", "conv2", "conv3", "conv4", "head"]
-    stops = [0, *(place.stop for place in layers.values())]
-    assert [place.start for place in layers.values()] == stops[:-1]
+    places = layers(Conv4((3, 16, 16), 4).layout(5))
+    assert list(places) == ["conv1", "conv2", "conv3", "conv4", "head"]
+    stops = [0, *(place.stop for place in places.values())]
+    assert [place.start for place in places.values()] == stops[:-1]
 
 
 def test_episode_picture():

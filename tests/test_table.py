@@ -1,6 +1,7 @@
 """The table: every row on tiny real runs, the choice of a rule, intervals, pages."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,11 @@ import torch
 from PIL import Image
 
 from helpers import SIZE, load_folder
-from metalstm import table, table_page
+from metalstm import checkpoint, table, table_page
 from metalstm.datasets import SPLITS
 from metalstm.errors import UserError
 from metalstm.evaluation import Accuracy, evaluate_checkpoint
-from metalstm.table import Budget
+from metalstm.table import Budget, Task
 
 
 def test_bold_is_the_best_and_what_overlaps_it():
@@ -62,6 +63,18 @@ def making(tmp_path_factory) -> table.Table:
     return table.Table(load_folder(root / "data"), root / "out", BUDGET)
 
 
+def test_trained_in_bf16_tested_in_fp32(making, tmp_path):
+    other = replace(making, out=tmp_path, precision="bf16")
+    (row,) = table.select("nearest-neighbor")
+    result = other.make(row, Task(5, 1))
+    assert (result["precision"], result["train_precision"]) == ("fp32", "bf16")
+    assert (
+        checkpoint.load_method(tmp_path / "checkpoints" / "nearest-neighbor-5w1s.safetensors")[1].settings.precision
+        == "fp32"
+    )
+    assert checkpoint.load_method(tmp_path / "runs" / "pretrained-best-5w5s")[1].settings.precision == "bf16"
+
+
 @pytest.mark.slow
 def test_a_whole_table(making):
     """In one test, as it takes long to make; each part is a claim of its own."""
@@ -69,6 +82,7 @@ def test_a_whole_table(making):
     every_row_has_a_result_at_both_tasks(making)
     checkpoints_give_the_figures_of_the_table(making)
     the_choice_of_a_rule_is_what_it_says(making)
+    runs_of_one_seed_share_a_pretraining(making)
     what_is_there_is_not_made_again(making)
     the_page_shows_all(making)
 
@@ -93,6 +107,12 @@ def checkpoints_give_the_figures_of_the_table(made):
         assert again["checkpoint_sha256"] == result["checkpoint_sha256"]
 
 
+def runs_of_one_seed_share_a_pretraining(made):
+    starts = {path.parent.name for path in made.out.glob("runs/start-*/best.safetensors")}
+    assert starts == {"start-best-32f-5w5s", "start-best-32f-5w5s-seed1"}
+    assert not list(made.out.glob("runs/*/pretrained"))
+
+
 def what_is_there_is_not_made_again(made):
     before = {path: path.stat().st_mtime_ns for path in made.out.rglob("*") if path.is_file()}
     table.make(made, table.ROWS, seeds=[1])
@@ -104,7 +124,7 @@ def the_page_shows_all(made):
     values = json.loads((made.out / "table.json").read_text())
     assert values["versions"]["torch"] == torch.__version__
     assert set(values["convergence"]["5w5s"]["starts"]) == {"random", "pretrained", "theta_0"}
-    assert len(values["ablation"]["5w1s"]) == 4
+    assert len(values["ablation"]["5w5s"]) == 4
     assert len(values["seeds"]["runs"]) == 2
     text = (made.out / "table.md").read_text()
     page = (made.out / "report.html").read_text()

@@ -223,12 +223,8 @@ class Classifier:
     @torch.no_grad()
     def probabilities(self, pixels: UInt8[np.ndarray, "n height width channels"]) -> Float[np.ndarray, "n n_classes"]:
         """`predict_proba` of images that `preprocessing` has made pixels of."""
-        parts = torch.from_numpy(pixels).to(self.device).split(TOGETHER)
-        return (
-            torch.cat([self.network(part) for part in parts if len(part)] or [torch.empty(0, len(self.classes_))])
-            .cpu()
-            .numpy()
-        )
+        parts = [self.network(part) for part in torch.from_numpy(pixels).to(self.device).split(TOGETHER) if len(part)]
+        return torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(self.classes_)), np.float32)
 
     def predict_files(self, paths: Sequence[Path]) -> tuple[list[Path], Float[np.ndarray, "n n_classes"], list[str]]:
         """`predict_proba` of many files, some of which may be broken.

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Generic, NoReturn, TypeVar, Union
 
@@ -299,6 +299,10 @@ class Table:
     """Make one row, by its name; `list` names all."""
     quick: bool = False
     """Short trainings, few episodes: to see what it looks like."""
+    precision: recipes.Precision = "fp32"
+    """Of training and tuning: bf16, tf32 (CUDA) or fp32. Tests are always in fp32."""
+    minutes: float | None = None
+    """Minutes of each training at the most, validations included; the recipes' episodes by default."""
     seeds: int = 1
     """Trainings of the best Meta-LSTM at 5 shots, from as many seeds, to tell how much trainings differ."""
     common: Options = field(default_factory=Common)
@@ -319,8 +323,8 @@ class Table:
             kernels.build()
         meta_sets = datasets.load(self.data, self.common.data_root)
         out = self.out or Path("results") / meta_sets.short_name
-        budget = table.QUICK if self.quick else table.Budget()
-        making = table.Table(meta_sets, out, budget, self.common.seed, device)
+        budget = replace(table.QUICK if self.quick else table.Budget(), train_minutes=self.minutes)
+        making = table.Table(meta_sets, out, budget, self.common.seed, device, self.precision)
         seeds = range(self.common.seed + 1, self.common.seed + self.seeds)
         table.make(making, chosen, seeds)
         table_page.write(making, seeds, whole=self.only is None)
@@ -357,10 +361,8 @@ class Adapt:
         labels, paths = [label for label, _ in files], [path for _, path in files]
         classifier = Classifier(self.checkpoint, self.common.seed, device).fit(paths, labels)
         classifier.save(out)
-        counts = ", ".join(
-            f"{n} {name}" for name, n in zip(classifier.classes_, classifier.meta["images"], strict=True)
-        )
-        console.print(f"{self.images}: {counts}", soft_wrap=True)
+        counts = zip(classifier.meta["images"], classifier.classes_, strict=True)
+        console.print(f"{self.images}: {', '.join(f'{n} {name}' for n, name in counts)}", soft_wrap=True)
         if self.checkpoint is None:
             kind = "drawings" if classifier.preprocessing.drawing else "photos"
             reason = f"for {kind}, {len(files) / len(classifier.classes_):.3g} a class; --checkpoint takes another"
@@ -426,10 +428,9 @@ class Predict:
 
     def _tell(self, answers: list[dict[str, Any]]) -> None:
         """To files or stdout."""
-        lines = [("image", "class", "probability")]
-        lines += [(a["image"], str(a["class"] or NONE), f"{a['probability']:.6f}") for a in answers]
+        lines = [(a["image"], NONE if a["class"] is None else str(a["class"]), a["probability"]) for a in answers]
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(lines)
+        csv.writer(text, lineterminator="\n").writerows([("image", "class", "probability"), *lines])
         for place, content in ((self.csv, text.getvalue()), (self.json, json.dumps(answers) + "\n")):
             if place == "-":
                 print(content, end="")  # noqa: T201
@@ -444,8 +445,8 @@ class Predict:
 
             table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
             table.box = box.SIMPLE_HEAD
-            for a in answers:
-                table.add_row(Text(a["image"]), Text(str(a["class"] or NONE)), f"{100 * a['probability']:.1f} %")
+            for image, label, probability in lines:
+                table.add_row(Text(image), Text(label), f"{100 * probability:.1f} %")
             _stdout().print(table)
 
 

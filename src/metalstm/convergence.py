@@ -3,7 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ from metalstm.methods import GradientMethod, Pretrained, build
 from metalstm.optimizers import RULES, InnerOptimizer, MetaLSTM
 from metalstm.recipes import RunConfig
 from metalstm.table import Table, Task, select
-from metalstm.tuning import READ_AT, Choice, curves
+from metalstm.tuning import Choice, curves
 
-POINTS = range(READ_AT[-1] + 1)  # inner steps that are drawn
+FEW, MANY = 10, 30  # meta-val episodes of the two rounds in which a rule is tuned for a start that no row has
 LEARNED = "meta-lstm"
 
 
-def convergence(table: Table, task: Task, test_episodes: int = 200) -> dict[str, Any]:
+def convergence(table: Table, task: Task, test_episodes: int) -> dict[str, Any]:
     """Support loss, query loss and query accuracy against inner steps, for every optimiser from three starts.
 
     The starts: `random` weights; the `pretrained` network that fine-tuning starts from; the Meta-LSTM's own `theta_0`.
@@ -37,8 +37,8 @@ def convergence(table: Table, task: Task, test_episodes: int = 200) -> dict[str,
         `points`, `meta_lstm_steps`, `episodes`, and for each start and optimiser its `curves` (means), `choice`, and
         the query `accuracy` at its best step with `ci95` and `per_episode`.
     """
-    method, config, _ = checkpoint.load_method(table.train("meta-lstm", "best", task))
-    pretrained, pretrained_config, _ = checkpoint.load_method(table.train("pretrained", "best", task))
+    method, config, _ = checkpoint.load_method(table.train(select("meta-lstm")[0], task))
+    pretrained, pretrained_config, _ = checkpoint.load_method(table.train(select("nearest-neighbor")[0], task))
     assert isinstance(method, GradientMethod)
     assert isinstance(method.optimizer, MetaLSTM)
     assert isinstance(pretrained, Pretrained)
@@ -47,6 +47,9 @@ def convergence(table: Table, task: Task, test_episodes: int = 200) -> dict[str,
     assert isinstance(with_head, GradientMethod)
     starts: dict[str, GradientMethod] = {"random": fresh, "pretrained": with_head, "theta_0": method}
     sampler = table.episodes("meta-test", task)
+    points = sorted({0, *table.budget.read_at, method.epochs})  # inner steps that are drawn
+    few, many = min(FEW, table.budget.few), min(MANY, table.budget.many)
+    quicker = replace(table, budget=replace(table.budget, few=few, many=many))
     result: dict[str, Any] = {}
     for start, from_there in starts.items():
         result[start] = {}
@@ -54,7 +57,7 @@ def convergence(table: Table, task: Task, test_episodes: int = 200) -> dict[str,
             path = table.out / "convergence" / f"{start}-{name}-{task}.json"
             if not path.exists():
                 rival = copy.deepcopy(from_there)
-                rival.epochs, rival.batch_size = max(table.budget.read_at[-1], POINTS[-1]), None
+                rival.epochs, rival.batch_size = points[-1], None
                 choice = None
                 if name == LEARNED:
                     rival.optimizer = copy.deepcopy(method.optimizer)
@@ -65,13 +68,13 @@ def convergence(table: Table, task: Task, test_episodes: int = 200) -> dict[str,
                         (row,) = select(f"finetune-{name}")
                         choice = table.tune_finetuning(row, task, pretrained_config, pretrained)
                     else:
-                        choice = table.tune(name, rival, task, f"from {start}, {task}: {name}")
+                        choice = quicker.tune(name, rival, task, f"from {start}, {task}: {name}")
                     rival.optimizer = RULES[name](choice.lr, choice.decay)
                     rival.query_norm = choice.query_norm
                 label = f"from {start}: {name}"
-                (read,) = curves(rival, sampler.__getitem__, range(test_episodes), POINTS, description=label)
+                (read,) = curves(rival, sampler.__getitem__, range(test_episodes), points, description=label)
                 steps = method.epochs if choice is None else choice.steps
-                accuracy = Accuracy(read.accuracy[:, steps].tolist())
+                accuracy = Accuracy(read.accuracy[:, points.index(steps)].tolist())
                 entry = {
                     "choice": None if choice is None else asdict(choice),
                     "steps": steps,
@@ -83,7 +86,7 @@ def convergence(table: Table, task: Task, test_episodes: int = 200) -> dict[str,
                 checkpoint.write(path, (json.dumps(entry) + "\n").encode())
             result[start][name] = json.loads(path.read_text())
     return {
-        "points": list(POINTS),
+        "points": points,
         "meta_lstm_steps": method.epochs,
         "episodes": test_episodes,
         "starts": result,
@@ -124,7 +127,7 @@ def ablation(table: Table, task: Task, tuned: dict[str, Any]) -> dict[str, Any]:
     path = table.out / "convergence" / f"ablation-{task}.json"
     if path.exists():
         return json.loads(path.read_text())
-    method, config, _ = checkpoint.load_method(table.train("meta-lstm", "best", task))
+    method, config, _ = checkpoint.load_method(table.train(select("meta-lstm")[0], task))
     assert isinstance(method, GradientMethod)
 
     def varied(change: Callable[[GradientMethod], None]) -> GradientMethod:

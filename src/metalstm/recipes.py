@@ -38,8 +38,8 @@ class MetaLSTMSettings:
     """Where these factors start, but the head's, which starts at 1."""
     epochs: int = 8
     """Passes over the support set."""
-    batch_size: int = 25
-    """Support images in a mini-batch of the inner loop."""
+    batch_size: int | None = 25
+    """Support images in a mini-batch of the inner loop; None takes the whole support set."""
     order: Literal[1, 2] = 1
     """1: losses and gradients of the learner are constants for the meta-gradient; 2: second derivatives flow."""
     divide_gradient: bool = True
@@ -279,7 +279,7 @@ def _meta_lstm(recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, T
         hidden_size=8,
         input_bias=(-3.0, -3.0),
         epochs=5,
-        batch_size=25,
+        batch_size=None,
         order=2,
         divide_gradient=False,
         query_norm="support",
@@ -291,8 +291,9 @@ def _meta_lstm(recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, T
     training = replace(training, optimizer_lr=1e-4, clip=10.0, val_every=250, patience=10, rotations=data == "omniglot")
     if data == "glyphs":  # for the demo, which has minutes
         return settings, training
-    # A pre-trained network is the better start, and few episodes are enough from there: the head learns fast, the body
-    # hardly at all. Moments of a handful of images are noise beside those of the pre-training.
+    # A pre-trained network is the better start: in the inner loop the head learns fast, the body hardly at all. Moments
+    # of a handful of images are noise beside those of the pre-training. Many small outer steps, of an episode each,
+    # gained 2 points on meta-val (CIFAR-FS, 1-shot) where as many episodes in steps of four gained nothing.
     settings = replace(
         settings,
         forget_bias=(12.0, 12.0),
@@ -302,11 +303,11 @@ def _meta_lstm(recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, T
         query_norm="running",
         train_query_norm="running",
         unit_features=True,
-        query_scale=5.0,
+        query_scale=10.0,
         mirror=_has_mirrors(data),
     )
-    training = replace(training, pretrain=15_000, mirrors=_has_mirrors(data), episodes=6_000, meta_batch=4, lr=3e-5)
-    return settings, replace(training, optimizer_lr=3e-4, lr_decay=True, val_every=500, val_episodes=300)
+    training = replace(training, pretrain=15_000, mirrors=_has_mirrors(data), episodes=6_000, lr=5e-4)
+    return settings, replace(training, optimizer_lr=1e-3, lr_decay=True, val_every=1000, val_episodes=300)
 
 
 def _pretrained(recipe: str, data: str) -> tuple[PretrainedSettings, TrainingSettings]:
@@ -331,7 +332,7 @@ def _matching_net(recipe: str, data: str, fce: bool) -> tuple[MatchingNetSetting
         scale=10.0,
         mirror=_has_mirrors(data),
     )
-    training = replace(training, episodes=20_000, lr=1e-3, lr_decay=True, rotations=data == "omniglot")
+    training = replace(training, episodes=10_000, lr=1e-3, lr_decay=True, rotations=data == "omniglot")
     return settings, replace(training, mirrors=_has_mirrors(data))
 
 

@@ -16,7 +16,7 @@ from metalstm.errors import unknown
 from metalstm.evaluation import EPISODES, evaluate, evaluate_checkpoint, measured
 from metalstm.methods import GradientMethod, HeadOnly, Method, PixelNearestNeighbor, Pretrained, build
 from metalstm.optimizers import InnerOptimizer
-from metalstm.recipes import FinetuneSettings, QueryNorm, RunConfig
+from metalstm.recipes import FinetuneSettings, Precision, QueryNorm, RunConfig
 from metalstm.training import pretraining, run_config, start_from, step_seconds, train
 from metalstm.tuning import FEW, MANY, READ_AT, Choice, tune
 
@@ -35,6 +35,7 @@ class Row:
         recipe: Of that training.
         rules: What fine-tunes; the best on meta-val is taken.
         head_only: Whether fine-tuning leaves all but the head as it was.
+        filters: Of the learner; None for the recipe's own.
         paper: The paper's figure and its interval at 1 and at 5 shots, for mini-ImageNet.
     """
 
@@ -44,6 +45,7 @@ class Row:
     recipe: str = "best"
     rules: tuple[str, ...] = ()
     head_only: bool = False
+    filters: int | None = None
     paper: tuple[tuple[float, float], ...] = ()
 
 
@@ -61,6 +63,7 @@ ROWS = (
     Row("matching-net-fce", "Matching Network FCE", "matching-net-fce", paper=((43.56, 0.84), (55.31, 0.73))),
     Row("meta-lstm-paper", "Meta-LSTM, paper", "meta-lstm", "paper", paper=((43.44, 0.77), (60.60, 0.71))),
     Row("meta-lstm", "Meta-LSTM, best", "meta-lstm"),
+    Row("meta-lstm-64", "Meta-LSTM, best, 64 filters", "meta-lstm", filters=64),
 )
 AT_20_WAY = ("nearest-neighbor", "matching-net", "meta-lstm")  # rows of the tasks of 20 classes
 
@@ -81,6 +84,7 @@ class Budget:
     """How much work goes into a table."""
 
     train_episodes: int | None = None  # at the most; the recipe's own by default
+    train_minutes: float | None = None  # at the most, of each training
     val_every: int | None = None
     val_episodes: int | None = None
     few: int = FEW
@@ -90,7 +94,7 @@ class Budget:
 
 
 PRETRAINING = Task(5, 5)  # one for all: it has no shots, but for its validation
-QUICK = Budget(200, 100, 20, few=3, many=8, read_at=(1, 4, 10), test_episodes=50)
+QUICK = Budget(train_episodes=200, val_every=100, val_episodes=20, few=3, many=8, read_at=(1, 4, 10), test_episodes=50)
 
 
 def tasks(data: str) -> tuple[Task, ...]:
@@ -114,6 +118,7 @@ class Table:
         budget: How much work goes into it.
         seed: Of weights and episodes.
         device: Where to compute.
+        precision: Of training and tuning; tests are in fp32.
     """
 
     meta_sets: MetaSets
@@ -121,6 +126,7 @@ class Table:
     budget: Budget = Budget()
     seed: int = 0
     device: str = "cpu"
+    precision: Precision = "fp32"
 
     def make(self, row: Row, task: Task, seed: int | None = None) -> dict[str, Any]:
         """Train, tune and test a row at a task, as far as that is still to do; gives its result.
@@ -138,7 +144,7 @@ class Table:
         if row.method == "pixels":
             result: dict[str, Any] = self._test_pixels(task)
         else:
-            run = self.train(row.method, row.recipe, task, seed)
+            run = self.train(row, task, seed)
             file = self.out / "checkpoints" / f"{name}.safetensors"
             facts = self._choose(row, task, run, file)
             console.print(f"{name}: chosen on meta-val: {facts['chosen']}; now meta-test is opened", soft_wrap=True)
@@ -166,38 +172,53 @@ class Table:
         """How long a training will take at the most, by a step of it and what its run has done already."""
         seconds = 0.0
         if config.training.pretrain:
-            seconds = self.seconds(run / "pretrained", pretraining(config))
-        metrics = run / "metrics.jsonl"
-        done = json.loads(metrics.read_text().splitlines()[-1])["episode"] if metrics.exists() else 0
-        return seconds + step_seconds(config, self.meta_sets, self.device) * max(0, config.training.episodes - done)
+            seconds = self.seconds(self.pretrained(config), pretraining(config))
+        done = _last_line(run)["episode"] if (run / "metrics.jsonl").exists() else 0
+        left = step_seconds(config, self.meta_sets, self.device) * max(0, config.training.episodes - done)
+        minutes = config.training.minutes
+        return seconds + (left if minutes is None else min(left, 60 * minutes))
 
-    def train(self, method: str, recipe: str, task: Task, seed: int | None = None) -> Path:
+    def train(self, row: Row, task: Task, seed: int | None = None) -> Path:
         """The run folder of a training, which is done, or gone on with, if it has not ended yet."""
-        config = self.config(method, recipe, task, self.seed if seed is None else seed)
-        out = self.run(method, recipe, task, seed)
-        train(config, self.meta_sets, out, resume=True, device=self.device)
+        config = self.config(row, task, self.seed if seed is None else seed)
+        out = self.run(row, task, seed)
+        start = self.pretrained(config)
+        if config.training.pretrain:
+            first = replace(pretraining(config), n_way=PRETRAINING.n_way, n_shot=PRETRAINING.n_shot)
+            train(first, self.meta_sets, start, resume=True, device=self.device)
+        train(config, self.meta_sets, out, resume=True, device=self.device, pretrained=start)
         return out
 
-    def run(self, method: str, recipe: str, task: Task, seed: int | None = None) -> Path:
-        """The run folder of a training; that of the pre-training serves all tasks."""
-        task = PRETRAINING if method == "pretrained" else task
-        return self.out / "runs" / _named(f"{method}-{recipe}", task, seed)
+    def pretrained(self, config: RunConfig) -> Path:
+        """The run folder of the pre-training that runs of one seed, at whatever task, start from."""
+        seed = None if config.seed == self.seed else config.seed
+        return self.out / "runs" / _named(f"start-{config.recipe}-{config.settings.filters}f", PRETRAINING, seed)
 
-    def config(self, method: str, recipe: str, task: Task, seed: int) -> RunConfig:
+    def run(self, row: Row, task: Task, seed: int | None = None) -> Path:
+        """The run folder of a training; that of the pre-training serves all tasks."""
+        task = PRETRAINING if row.method == "pretrained" else task
+        name = f"{row.method}-{row.recipe}" + (f"-{row.filters}f" if row.filters else "")
+        return self.out / "runs" / _named(name, task, seed)
+
+    def config(self, row: Row, task: Task, seed: int) -> RunConfig:
         """Of a training: its recipe within the budget."""
-        task = PRETRAINING if method == "pretrained" else task
-        settings, training = recipes.named(method, recipe, self.meta_sets.name, task.n_shot)
+        task = PRETRAINING if row.method == "pretrained" else task
+        settings, training = recipes.named(row.method, row.recipe, self.meta_sets.name, task.n_shot)
+        settings = replace(settings, precision=self.precision, filters=row.filters or settings.filters)
         budget = self.budget
         if budget.train_episodes is not None:
             training = replace(training, episodes=min(training.episodes, budget.train_episodes))
             training = replace(training, pretrain=min(training.pretrain, budget.train_episodes))
         training = replace(
             training,
+            minutes=budget.train_minutes,
             val_every=budget.val_every or training.val_every,
             val_episodes=budget.val_episodes or training.val_episodes,
             patience=PATIENCE,
         )
-        return run_config(self.meta_sets, settings, training, method, recipe, task.n_way, task.n_shot, seed=seed)
+        return run_config(
+            self.meta_sets, settings, training, row.method, row.recipe, task.n_way, task.n_shot, seed=seed
+        )
 
     def episodes(self, split: str, task: Task) -> EpisodeSampler:
         """Episodes of a split; the same for every row."""
@@ -206,12 +227,11 @@ class Table:
     def _choose(self, row: Row, task: Task, run: Path, file: Path) -> dict[str, Any]:
         """Write the checkpoint that is to be tested, and tell how it was chosen."""
         method, config, meta = checkpoint.load_method(run)
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        start = run / "pretrained" / "metrics.jsonl"
-        seconds = lines[-1]["seconds"]
-        if start.exists():
-            seconds += json.loads(start.read_text().splitlines()[-1])["seconds"]
-        facts: dict[str, Any] = {"train_seconds": seconds, "train_episodes": lines[-1]["episode"]}
+        last = _last_line(run)
+        facts: dict[str, Any] = {"train_seconds": last["seconds"], "train_episodes": last["episode"]}
+        facts["train_precision"] = self.precision
+        if config.training.pretrain:
+            facts["train_seconds"] += _last_line(self.pretrained(config))["seconds"]
         if row.rules:
             assert isinstance(method, Pretrained)
             choice = self.tune_finetuning(row, task, config, method)
@@ -220,6 +240,7 @@ class Table:
         else:
             chosen = {"meta_val": meta["meta_val"], "episode": meta["episode"]}
         facts["parameters"] = sum(parameter.numel() for parameter in method.parameters())
+        config = replace(config, settings=replace(config.settings, precision="fp32"))
         tensors = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
         checkpoint.save(file, tensors, {"config": config.to_dict(), **chosen})
         return facts | {"chosen": chosen}
@@ -274,6 +295,7 @@ class Table:
             "transductive": False,
             "train_seconds": 0.0,
             "train_episodes": 0,
+            "train_precision": "fp32",
             "parameters": 0,
             "chosen": {},
         }
@@ -303,6 +325,7 @@ def finetuned(
         conv_bias=own.conv_bias,
         unit_gamma=own.unit_gamma,
         mirror=own.mirror,
+        precision=own.precision,
     )
     config = replace(config, method="finetune", settings=settings, n_way=task.n_way, n_shot=task.n_shot)
     method = build(config)
@@ -342,15 +365,20 @@ def make(table: Table, chosen: Sequence[Row], seeds: Sequence[int]) -> None:
     missing = [job for job in jobs if not table.result(*job).exists()]
     left: dict[Path, float] = {}  # seconds of each training, which several rows may share
     for row, task, seed in missing:
-        run = table.run(row.method, row.recipe, task, seed)
+        run = table.run(row, task, seed)
         if row.method != "pixels" and run not in left:
-            left[run] = table.seconds(run, table.config(row.method, row.recipe, task, table.seed))
+            left[run] = table.seconds(run, table.config(row, task, table.seed))
     for number, (row, task, seed) in enumerate(missing):
         name = table.result(row, task, seed).stem
         hours = _hours(sum(left.values()))
         console.print(f"[{number + 1}/{len(missing)}] {name}; at most {hours} of training to go", soft_wrap=True)
         table.make(row, task, seed)
-        left.pop(table.run(row.method, row.recipe, task, seed), None)
+        left.pop(table.run(row, task, seed), None)
+
+
+def _last_line(run: Path) -> dict[str, Any]:
+    """Of a run's metrics."""
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
 
 
 def _hours(seconds: float) -> str:

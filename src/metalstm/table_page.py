@@ -19,7 +19,7 @@ from metalstm.report import Strong
 from metalstm.table import ROWS, Table, Task, rows, select, tasks
 
 Results = dict[Task, dict[str, dict[str, Any]]]  # task -> name of a row -> what was measured
-GATE_TASKS, CONFUSION_EPISODES = 50, 200
+GATE_TASKS, CONFUSION_EPISODES, CURVE_EPISODES = 50, 200, 100
 OPTIMIZERS = {LEARNED: "Meta-LSTM", "sgd": "SGD", "momentum": "momentum", "adagrad": "Adagrad"}
 OPTIMIZERS |= {"adadelta": "Adadelta", "adam": "Adam"}
 STARTS = {"random": "random weights", "pretrained": "pre-trained weights", "theta_0": "the Meta-LSTM's theta_0"}
@@ -64,10 +64,9 @@ def write(table: Table, seeds: Sequence[int], whole: bool) -> None:
     spread = _spread(table, seeds)
     curves, ablations = {}, {}
     if whole:
-        for task in results:
-            if task.n_way == 5:
-                curves[task] = convergence(table, task, min(200, table.budget.test_episodes))
-                ablations[task] = ablation(table, task, curves[task]["starts"]["theta_0"])
+        task = Task(5, 5)
+        curves[task] = convergence(table, task, min(CURVE_EPISODES, table.budget.test_episodes))
+        ablations[task] = ablation(table, task, curves[task]["starts"]["theta_0"])
     values = {
         "data": table.meta_sets.name,
         "quick": table.budget.train_episodes is not None,
@@ -181,9 +180,10 @@ def _choices(results: Results) -> report.TableBlock:
                 f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                 for key, value in result["chosen"].items()
             )
-            minutes = f"{result['train_seconds'] / 60:.0f}"
-            lines.append((row.label, _words(task), chosen, f"{result['parameters']:,}", minutes))
-    return ("method", "task", "chosen on meta-val", "parameters", "minutes of training"), lines
+            numbers = (f"{result['parameters']:,}", f"{result['train_episodes']:,}")
+            minutes = f"{result['train_seconds'] / 60:.0f} ({result['train_precision']})"
+            lines.append((row.label, _words(task), chosen, *numbers, minutes))
+    return ("method", "task", "chosen on meta-val", "parameters", "episodes", "minutes of training"), lines
 
 
 def _differences(there: dict[str, dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -218,7 +218,7 @@ def _pictures(table: Table, results: Results) -> list[report.Block]:
     for task, there in results.items():
         runs = {}
         for row in ROWS:
-            folder = table.run(row.method, row.recipe, task)
+            folder = table.run(row, task)
             if row.name in there and not row.rules and (folder / "metrics.jsonl").exists():
                 runs[row.label] = folder
         if runs:

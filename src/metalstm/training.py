@@ -29,7 +29,12 @@ LOG_EVERY = 50  # episodes between two lines of metrics.jsonl; the resume state 
 
 
 def train(
-    config: RunConfig, meta_sets: MetaSets, out: Path, resume: bool = False, device: torch.device | str = "cpu"
+    config: RunConfig,
+    meta_sets: MetaSets,
+    out: Path,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    pretrained: Path | None = None,
 ) -> None:
     """Meta-train a method, and leave a run folder.
 
@@ -46,6 +51,7 @@ def train(
         out: The run folder.
         resume: Go on with the run in `out`, if there is one.
         device: Where to train.
+        pretrained: Run folder of the pre-training, for runs that share one; `out/pretrained` by default.
 
     Raises:
         UserError: `out` holds a run and `resume` is not set, or holds a run of another configuration; the loss is
@@ -78,8 +84,9 @@ def train(
             raise UserError(f"{path} is not a state of this run ({error}): train anew with another --out") from error
         console.print(f"{out}: going on after episode {at['episode']:,}", soft_wrap=True)
     elif settings.pretrain:
-        _pretrain(config, meta_sets, out / "pretrained", device)
-        start_from(method, checkpoint.load_method(out / "pretrained")[0])
+        pretrained = pretrained or out / "pretrained"
+        _pretrain(config, meta_sets, pretrained, device)
+        start_from(method, checkpoint.load_method(pretrained)[0])
     if settings.episodes <= at["episode"] - settings.meta_batch:
         raise UserError(f"{out} is {at['episode']:,} episodes long already: pass at least as many --episodes")
     with distributed.together():
@@ -222,7 +229,9 @@ def pretraining(config: RunConfig) -> RunConfig[PretrainedSettings]:
     """
     own = config.settings
     settings, training = named("pretrained", config.recipe, config.data, config.n_shot)
-    settings = replace(settings, filters=own.filters, conv_bias=own.conv_bias, unit_gamma=own.unit_gamma)
+    settings = replace(
+        settings, filters=own.filters, conv_bias=own.conv_bias, unit_gamma=own.unit_gamma, precision=own.precision
+    )
     training = replace(
         training,
         episodes=config.training.pretrain,

@@ -14,9 +14,9 @@ from metalstm.methods.base import cross_entropy
 from metalstm.optimizers import RULES, InnerOptimizer
 from metalstm.recipes import QueryNorm
 
-READ_AT = (1, 2, 3, 5, 7, 10, 15, 20, 30)  # inner steps that a trajectory is read at
+READ_AT = (1, 2, 3, 5, 7, 10, 15, 20)  # inner steps that a trajectory is read at
 FEW, MANY = 20, 100  # episodes of the two rounds
-KEPT = 4  # settings that reach the second
+KEPT = 2  # rates that reach the second, with each decay
 DECAYS = (0.0, 0.1)
 # Learning rates are 10^(k/2); the search starts with these k, and goes on outwards from an end that is best.
 HALF_DECADES = {
@@ -105,8 +105,9 @@ def tune(
 ) -> Choice:
     """The settings of a rule that are best on meta-val, by successive halving.
 
-    Every learning rate and decay is followed for a few episodes; the best go on to many. How many steps, and how
-    queries are normalised, is read from the same trajectories. An end of the rates that is best is gone beyond.
+    Every learning rate, without decay, is followed for a few episodes; the best, with each decay, for many. How many
+    steps, and how queries are normalised, is read from the same trajectories. An end of the rates that is best is gone
+    beyond.
 
     Args:
         rule: One of `RULES`.
@@ -136,11 +137,13 @@ def tune(
 
     rates: Sequence[int] = HALF_DECADES[rule]
     while rates:
-        follow(list(product(rates, DECAYS)), range(few))
+        follow([(k, 0.0) for k in rates], range(few))
         ks = [k for k, _ in followed]
         k, _ = max(followed, key=best)
         rates = [min(ks) - 1] if k == min(ks) else [max(ks) + 1] if k == max(ks) else []
-    finalists = sorted(followed, key=best, reverse=True)[:KEPT]
+    kept = [k for k, _ in sorted(followed, key=best, reverse=True)[:KEPT]]
+    finalists = list(product(kept, DECAYS))
+    follow([key for key in finalists if key not in followed], range(few))
     follow(finalists, range(few, many))
     k, decay = max(finalists, key=best)
     accuracy, norm, step = best((k, decay))
