@@ -70,9 +70,8 @@ def convergence(table: Table, task: Task, test_episodes: int) -> dict[str, Any]:
                     else:
                         choice = quicker.tune(name, rival, task, f"from {start}, {task}: {name}")
                     rival.optimizer = RULES[name](choice.lr, choice.decay)
-                    rival.query_norm = choice.query_norm
                 label = f"from {start}: {name}"
-                (read,) = curves(rival, sampler.__getitem__, range(test_episodes), points, description=label)
+                read = curves(rival, sampler.__getitem__, range(test_episodes), points, description=label)
                 steps = method.epochs if choice is None else choice.steps
                 accuracy = Accuracy(read.accuracy[:, points.index(steps)].tolist())
                 entry = {
@@ -146,7 +145,6 @@ def ablation(table: Table, task: Task, tuned: dict[str, Any]) -> dict[str, Any]:
     def ruled(other: GradientMethod) -> None:
         rule: InnerOptimizer = RULES[best.rule](best.lr, best.decay)
         other.optimizer, other.epochs, other.batch_size = rule, best.steps, None
-        other.query_norm = best.query_norm
 
     variants = {
         "whole": method,

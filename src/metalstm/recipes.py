@@ -110,7 +110,11 @@ class MatchingNetSettings:
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """A pre-trained network with a new head, trained on the support set by a fixed rule; chosen by `metalstm table`."""
+    """A pre-trained network with a new head, trained on the support set by a fixed rule; chosen by `metalstm table`.
+
+    Queries are normalised by running averages that go on from those of the pre-training, as the authors' are. The head
+    starts at 0: the authors' random one is far behind (results/README.md), and a baseline is not to be weak.
+    """
 
     rule: str = "sgd"
     """sgd, momentum, adagrad, adadelta or adam."""
@@ -120,9 +124,6 @@ class FinetuneSettings:
     """Step t takes lr / (1 + t * decay)."""
     steps: int = 15
     """Steps, each on the whole support set."""
-    query_norm: QueryNorm = "running"
-    """Moments that normalise queries: running averages, which go on from those of the pre-training, the support set's
-    own, the query batch's (transductive)."""
     head_only: bool = False
     """Train the head and leave the rest as it was pre-trained."""
     filters: int = 64

@@ -16,11 +16,10 @@ from metalstm.errors import unknown
 from metalstm.evaluation import EPISODES, evaluate, evaluate_checkpoint, measured
 from metalstm.methods import GradientMethod, HeadOnly, Method, PixelNearestNeighbor, Pretrained, build
 from metalstm.optimizers import InnerOptimizer
-from metalstm.recipes import FinetuneSettings, Precision, QueryNorm, RunConfig
+from metalstm.recipes import FinetuneSettings, Precision, RunConfig
 from metalstm.training import pretraining, run_config, start_from, step_seconds, train
 from metalstm.tuning import FEW, MANY, READ_AT, Choice, tune
 
-NORMS: tuple[QueryNorm, ...] = ("running", "support")
 PATIENCE = 10  # validations without gain that end a training
 
 
@@ -261,30 +260,24 @@ class Table:
         self, task: Task, config: RunConfig, pretrained: Pretrained, head_only: bool = False
     ) -> GradientMethod | HeadOnly:
         """Fine-tuning for as many steps as are read, by no rule yet."""
-        none = Choice("sgd", 0.0, 0.0, "running", self.budget.read_at[-1], 0.0, 0)
+        none = Choice("sgd", 0.0, 0.0, self.budget.read_at[-1], 0.0, 0)
         return finetuned(config, pretrained, none, head_only, task)[0].to(self.device)
 
     def tune(self, rule: str, method: Method, task: Task, description: str) -> Choice:
         """Settings of a rule on meta-val, for a method whose own optimiser is of no account."""
         sampler = self.episodes("meta-val", task)
         episodes: Callable[[int], Episode] = sampler.__getitem__
-        norms: tuple[QueryNorm, ...] = NORMS
         if isinstance(method, HeadOnly):
-            norms = ("running",)
             episodes = cache(lambda k, whole=method: whole.embedded(sampler[k]))
             method = method.head
         assert isinstance(method, GradientMethod)
-        if method.keep_moments:
-            norms = (method.query_norm,)
         start = method
 
         def with_rule(optimizer: InnerOptimizer) -> GradientMethod:
             start.optimizer = optimizer
             return start
 
-        return tune(
-            rule, with_rule, episodes, norms, description, self.budget.few, self.budget.many, self.budget.read_at
-        )
+        return tune(rule, with_rule, episodes, description, self.budget.few, self.budget.many, self.budget.read_at)
 
     def _test_pixels(self, task: Task) -> dict[str, Any]:
         """Nearest neighbour in pixels, which has no checkpoint."""
@@ -319,7 +312,6 @@ def finetuned(
         lr=choice.lr,
         decay=choice.decay,
         steps=choice.steps,
-        query_norm=choice.query_norm,
         head_only=head_only,
         filters=own.filters,
         conv_bias=own.conv_bias,

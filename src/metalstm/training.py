@@ -278,6 +278,7 @@ def start_from(method: Method, pretrained: Method) -> None:
     if isinstance(method, HeadOnly):
         method.body.copy_(pretrained.body)
         method.moments.copy_(pretrained.moments)
+        method.head.head_0.zero_()
         return
     if not isinstance(method, GradientMethod) or method.body_0.shape != pretrained.body.shape:
         raise UserError("only a gradient method can start from a pre-trained network, and from one of its own shape")

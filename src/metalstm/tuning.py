@@ -12,7 +12,6 @@ from metalstm.episodes import Episode
 from metalstm.methods import GradientMethod
 from metalstm.methods.base import cross_entropy
 from metalstm.optimizers import RULES, InnerOptimizer
-from metalstm.recipes import QueryNorm
 
 READ_AT = (1, 2, 3, 5, 7, 10, 15, 20)  # inner steps that a trajectory is read at
 FEW, MANY = 20, 100  # episodes of the two rounds
@@ -37,7 +36,6 @@ class Choice:
     rule: str
     lr: float
     decay: float
-    query_norm: QueryNorm
     steps: int
     meta_val: float  # query accuracy in percent, mean of `episodes`
     episodes: int
@@ -57,9 +55,8 @@ def curves(
     episodes: Episodes,
     numbers: Sequence[int],
     read_at: Sequence[int],
-    norms: Sequence[QueryNorm] = (),
     description: str | None = None,
-) -> list[Curves]:
+) -> Curves:
     """Follow the inner loop, and read it after so many steps; 0 is theta_0.
 
     Args:
@@ -67,13 +64,9 @@ def curves(
         episodes: Gives episodes.
         numbers: Those to follow.
         read_at: Inner steps, ascending; those beyond the method's own schedule are left out.
-        norms: Normalisations of queries to read with; the method's own by default.
         description: What a progress bar says; none is shown without it.
-
-    Returns:
-        The curves for each of `norms`.
     """
-    values: dict[QueryNorm, list[list[torch.Tensor]]] = {norm: [[], [], []] for norm in norms or [method.query_norm]}
+    support_losses, query_losses, accuracies = [], [], []
     for number in track(numbers, description) if description else numbers:
         episode = episodes(number)
         support, query = episode.support, episode.query
@@ -82,22 +75,18 @@ def curves(
             if t not in read_at:
                 continue
             moments = step.moments if method.keep_moments else None
-            support_loss = cross_entropy(method.learner(step.theta, support.x, moments)[0], support.y)
-            for norm, (support_losses, query_losses, accuracies) in values.items():
-                logits = method.logits(method.finish(step, support, norm), query.x)
-                support_losses.append(support_loss)
-                query_losses.append(cross_entropy(logits, query.y))
-                accuracies.append((logits.argmax(-1) == query.y).double().mean(-1) * 100)
-    return [
-        Curves(*(torch.cat(kind).double().view(len(numbers), -1).cpu() for kind in kinds)) for kinds in values.values()
-    ]
+            support_losses.append(cross_entropy(method.learner(step.theta, support.x, moments)[0], support.y))
+            logits = method.logits(method.finish(step, support), query.x)
+            query_losses.append(cross_entropy(logits, query.y))
+            accuracies.append((logits.argmax(-1) == query.y).double().mean(-1) * 100)
+    kinds = support_losses, query_losses, accuracies
+    return Curves(*(torch.cat(kind).double().view(len(numbers), -1).cpu() for kind in kinds))
 
 
 def tune(
     rule: str,
     with_rule: Callable[[InnerOptimizer], GradientMethod],
     episodes: Episodes,
-    norms: Sequence[QueryNorm],
     description: str,
     few: int = FEW,
     many: int = MANY,
@@ -106,34 +95,28 @@ def tune(
     """The settings of a rule that are best on meta-val, by successive halving.
 
     Every learning rate, without decay, is followed for a few episodes; the best, with each decay, for many. How many
-    steps, and how queries are normalised, is read from the same trajectories. An end of the rates that is best is gone
-    beyond.
+    steps is read from the same trajectories. An end of the rates that is best is gone beyond.
 
     Args:
         rule: One of `RULES`.
         with_rule: Gives the method that adapts by an optimiser, for as many steps as are read.
         episodes: Of meta-val.
-        norms: Normalisations of queries to choose from.
         description: What a progress bar says.
         few: Episodes of the first round.
         many: Episodes of the second.
         read_at: Inner steps to choose from, ascending.
     """
-    followed: dict[tuple[int, float], list[list[torch.Tensor]]] = {}
+    followed: dict[tuple[int, float], list[torch.Tensor]] = {}
 
-    def best(key: tuple[int, float]) -> tuple[float, int, int]:
-        """Accuracy, number of the norm, number of the step."""
-        means = torch.stack([torch.cat(parts).mean(0) for parts in followed[key]])
-        place = int(means.argmax())
-        return means.flatten()[place].item(), place // means.shape[1], place % means.shape[1]
+    def best(key: tuple[int, float]) -> tuple[float, int]:
+        """Accuracy, and the number of steps."""
+        means = torch.cat(followed[key]).mean(0)
+        return means.max().item(), read_at[int(means.argmax())]
 
     def follow(keys: Sequence[tuple[int, float]], numbers: range) -> None:
         for k, decay in track(keys, f"{description}, {len(numbers)} episodes each"):
             method = with_rule(RULES[rule](10 ** (k / 2), decay))
-            read = [c.accuracy for c in curves(method, episodes, numbers, read_at, norms)]
-            earlier = followed.setdefault((k, decay), [[] for _ in read])
-            for parts, part in zip(earlier, read, strict=True):
-                parts.append(part)
+            followed.setdefault((k, decay), []).append(curves(method, episodes, numbers, read_at).accuracy)
 
     rates: Sequence[int] = HALF_DECADES[rule]
     while rates:
@@ -146,5 +129,5 @@ def tune(
     follow([key for key in finalists if key not in followed], range(few))
     follow(finalists, range(few, many))
     k, decay = max(finalists, key=best)
-    accuracy, norm, step = best((k, decay))
-    return Choice(rule, 10 ** (k / 2), decay, norms[norm], read_at[step], accuracy, many)
+    accuracy, steps = best((k, decay))
+    return Choice(rule, 10 ** (k / 2), decay, steps, accuracy, many)

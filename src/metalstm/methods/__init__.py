@@ -96,8 +96,8 @@ def _finetune(
         n_way,
         epochs=settings.steps,
         batch_size=None,
-        query_norm=settings.query_norm,
         norm_momentum=0.1,
+        shared_head=True,
         generator=generator,
     )
     if not settings.head_only:
