@@ -7,7 +7,7 @@ PIP_INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --con
 # A worker a core, with a torch thread each.
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test format constraints clean
+.PHONY: demo test format docs constraints clean
 
 demo: .venv/core
 	.venv/bin/metalstm demo
@@ -21,6 +21,10 @@ test: .venv/dev
 format: .venv/dev
 	.venv/bin/ruff format
 	.venv/bin/ruff check --fix
+
+docs: .venv/dev
+	.venv/bin/python -m sphinx -W --keep-going -q -c docs . build/site
+	@echo build/site/index.html
 
 .venv/core: pyproject.toml constraints.txt
 	$(call make-venv,.venv)
@@ -42,7 +46,7 @@ constraints:
 	rm -r .venv-constraints
 
 clean:
-	rm -rf .venv .venv-constraints
+	rm -rf .venv .venv-constraints build
 
 # $(call make-venv,FOLDER) with the first of $(PYTHON) that is of a supported version and can make one.
 define make-venv
