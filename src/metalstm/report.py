@@ -108,6 +108,7 @@ def gates(method: GradientMethod, episodes: Episode) -> Figure:
             axes.plot(steps, lines[row, column].T, color=color, alpha=0.15, linewidth=0.7)
             axes.plot(steps, lines[row, column].mean(0), color="black", linewidth=1.6)
             axes.grid(alpha=0.3)
+            axes.ticklabel_format(axis="y", useOffset=False)
             if row == 0:
                 axes.set_title(layer)
             else:

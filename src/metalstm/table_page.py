@@ -16,7 +16,7 @@ from metalstm.evaluation import confusion
 from metalstm.methods import GradientMethod
 from metalstm.optimizers import MetaLSTM
 from metalstm.report import Strong
-from metalstm.table import ROWS, Table, Task, rows, select, tasks
+from metalstm.table import PRETRAINING, ROWS, Table, Task, rows, select, tasks
 
 Results = dict[Task, dict[str, dict[str, Any]]]  # task -> name of a row -> what was measured
 GATE_TASKS, CONFUSION_EPISODES, CURVE_EPISODES = 50, 200, 100
@@ -219,7 +219,8 @@ def _pictures(table: Table, results: Results) -> list[report.Block]:
         runs = {}
         for row in ROWS:
             folder = table.run(row, task)
-            if row.name in there and not row.rules and (folder / "metrics.jsonl").exists():
+            here = row.method != "pretrained" or task == PRETRAINING  # which has its validations at one task
+            if row.name in there and here and not row.rules and (folder / "metrics.jsonl").exists():
                 runs[row.label] = folder
         if runs:
             blocks += [report.Heading(f"Learning curves, {_words(task)}"), report.meta_val_curves(runs)]
