@@ -24,7 +24,8 @@ FAINT = """() => {
   while (texts.nextNode()) {
     const node = texts.currentNode.parentElement;
     const words = texts.currentNode.textContent.trim();
-    if (!words || !node.checkVisibility({ opacityProperty: true }) || node.closest("style, script, [disabled]")) continue;
+    if (!words || !node.checkVisibility({ opacityProperty: true })) continue;
+    if (node.closest("style, script, [disabled]")) continue;
     const style = getComputedStyle(node);
     const ground = behind(node);
     const ink = over(parse(node instanceof SVGElement ? style.fill : style.color), ground);
@@ -46,6 +47,7 @@ def watched(browser: Any, **context: Any) -> Iterator[Any]:
     """A page of which every request and every complaint is kept, and held to: none leaves the machine, none fails."""
     with browser.new_context(**context) as opened:
         page = opened.new_page()
+        page.set_default_timeout(120_000)  # machines may be busy
         requests, complaints = [], []
         opened.on("request", lambda request: requests.append(request.url))
         opened.on("requestfailed", lambda r: complaints.append(f"{r.failure}: {r.url}") if r.failure != ENDED else None)

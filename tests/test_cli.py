@@ -65,6 +65,7 @@ def run(folder, cache, tmp_path_factory) -> Path:
 
 def test_a_run_folder_holds_configuration_metrics_checkpoints_and_pictures(run, folder):
     names = {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "curve.png", "gates.png"}
+    names |= {"report.html"}
     assert set(os.listdir(run)) == names
     for picture in ("curve.png", "gates.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -161,9 +162,9 @@ def test_shipped_checkpoints_give_the_accuracy_that_is_reported(name, commands, 
     assert status == 0, err
     now = json.loads(out)
     task = f"{now['n_way']}w{now['n_shot']}s"
-    reported = Path(__file__).parents[1] / "results" / now["data"] / f"meta-lstm-{task}-{now['recipe']}.json"
-    then = json.loads(reported.read_text())
-    assert now["checkpoint_sha256"] == then["checkpoint_sha256"]
+    table = Path(__file__).parents[1] / "results" / now["data"]
+    helpers.assert_same_tensors(checkpoint.find(name), table / "checkpoints" / f"meta-lstm-{task}.safetensors")
+    then = json.loads((table / "rows" / f"meta-lstm-{task}.json").read_text())
     # Another machine rounds differently, which can turn a query.
     assert now["accuracy"] == pytest.approx(statistics.mean(then["per_episode"][:20]), abs=0.5)
 
@@ -511,3 +512,16 @@ def test_demo_refuses(commands, tmp_path):
     assert commands.refusal("demo", *flags(out=out, threads=-1)) == "--threads -1: must be at least 0"
     assert commands.refusal("demo", *flags(out=out, episodes=0)).startswith("--episodes 0: must be at least 1")
     assert not out.exists()
+
+
+# The web page.
+
+
+def test_app_refuses(tmp_path, commands):
+    assert commands.refusal("app", "--port", 65536) == "--port 65536: must be at least 0 and below 65536"
+    said = commands.refusal("app", "--checkpoint", "meta-lstm-cifar-fs-5w5")
+    assert said.startswith("unknown checkpoint 'meta-lstm-cifar-fs-5w5', did you mean 'meta-lstm-cifar-fs-5w5s'? ")
+    without = helpers.Commands(tmp_path, first="import sys; sys.modules['gradio'] = None")
+    said = without.refusal("app")
+    without.close()
+    assert said == "the web page needs gradio, which is not here: pip install 'metalstm[app]'"

@@ -215,6 +215,7 @@ def whole(command, cache, tmp_path_factory) -> Path:
 
 def test_a_run_of_two_processes_is_a_run(whole):
     names = {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "curve.png", "gates.png"}
+    names |= {"report.html"}
     assert {path.name for path in whole.iterdir()} == names
     assert [line["episode"] for line in metrics(whole)] == sorted({*range(20, 401, 20), *range(50, 401, 50)})
     assert not any("module." in name for name in load_file(whole / "last.safetensors"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metalstm.errors import UserError
-from metalstm.learners import Conv4
+from metalstm.learners import Conv4, layers
 from reference.conv4 import Conv4 as ReferenceConv4
 
 N_WAY = 4
@@ -253,3 +253,10 @@ def test_running_averages_equal_batchnorm():
 def test_small_images_are_refused():
     with pytest.raises(UserError, match=r"^images of 40x15 pixels are too small for Conv4: it needs at least 16x16$"):
         Conv4((3, 40, 15))
+
+
+def test_layers_tile_theta():
+    places = layers(Conv4((3, 16, 16), 4).layout(5))
+    assert list(places) == ["conv1", "conv2", "conv3", "conv4", "head"]
+    stops = [0, *(place.stop for place in places.values())]
+    assert [place.start for place in places.values()] == stops[:-1]

@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from metalstm import report
-from metalstm.learners import Conv4, layers
+from metalstm.errors import UserError
 from metalstm.methods import build
 from test_contract import config, episode
 
@@ -74,13 +75,6 @@ def test_gates_show_each_layer_over_the_steps():
     assert forget[0] == pytest.approx(step.state.f[0, : 4 * 9 + 2 * 4].sigmoid().mean().item(), rel=1e-6)
 
 
-def test_layers_tile_theta():
-    places = layers(Conv4((3, 16, 16), 4).layout(5))
-    assert list(places) == ["conv1", "conv2", "conv3", "conv4", "head"]
-    stops = [0, *(place.stop for place in places.values())]
-    assert [place.start for place in places.values()] == stops[:-1]
-
-
 def test_episode_picture():
     both = episode(1)
     assert picture(report.episode_picture(both)).std() > 5
@@ -92,3 +86,37 @@ def test_page_is_self_contained_and_escapes_what_it_is_given(tmp_path):
     assert "<h1>A &lt;title&gt;</h1>" in page
     assert "<td>1 &lt; 2</td>" in page
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+
+
+def test_plots_turn_dark_and_images_stay_as_they_are(tmp_path):
+    plot, images = report.learning_curve(metrics(tmp_path / "metrics.jsonl", 3)), report.episode_picture(episode(1))
+    page = report.page("", [plot, images])
+    kinds = re.findall(r'<div class="figure (\w+)"><img alt="([^"]*)"', page)
+    assert kinds == [("plot", "query loss (nats), query accuracy (%)"), ("images", "")]
+
+
+def test_tensorboard_has_the_numbers_of_a_run_while_it_goes_on(tmp_path):
+    accumulators = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs the extra tensorboard"
+    )
+    (tmp_path / "events.out.tfevents.1.old").write_text("of the run before it was interrupted")
+    with report.tensorboard(tmp_path):
+        metrics(tmp_path / "metrics.jsonl", 3)
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write('{"episode": 200, "sec')  # cut short
+    (event_file,) = tmp_path.glob("events.out.tfevents.*")
+    events = accumulators.EventAccumulator(str(event_file))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == ["accuracy", "loss", "meta_val"]
+    losses, meta_val = events.Scalars("loss"), events.Scalars("meta_val")
+    assert [event.step for event in losses] == [50, 100, 150]
+    assert [event.value for event in losses] == pytest.approx([1.5, 0.75, 0.5])
+    assert losses[2].wall_time - losses[0].wall_time == pytest.approx(120)
+    assert [(event.step, event.value) for event in meta_val] == [(100, 32.0)]
+
+
+def test_tensorboard_is_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    message = r"^--tensorboard needs tensorboard, which is not here: pip install 'metalstm\[tensorboard\]'$"
+    with pytest.raises(UserError, match=message), report.tensorboard(tmp_path):
+        pass

@@ -4,7 +4,7 @@
 // of images to be classified, and its value follows the pen.
 
 const PIXELS = 280; // side of a pad
-const PEN = PIXELS / 22; // width of a line, about that of the drawings in Omniglot
+const PEN = PIXELS / 22; // width of a line: a good pixel of the 28 that the learner sees
 const FOLLOW_MS = 120; // how often the value follows the pen
 
 const CARD = `
@@ -108,7 +108,8 @@ function makeCard({ name, images }) {
   });
   canvas.addEventListener("pointermove", (event) => {
     if (!last) return;
-    event.getCoalescedEvents().forEach(draw);
+    const points = event.getCoalescedEvents?.() ?? [];
+    (points.length ? points : [event]).forEach(draw);
     if (props.query) timer ||= setTimeout(() => ((timer = 0), tell()), FOLLOW_MS);
   });
   for (const end of ["pointerup", "pointercancel"]) {
@@ -171,14 +172,18 @@ on(more, ".clear", "click", () => {
 });
 on(more, ".files", "click", () => more.querySelector("input").click());
 on(more, "input", "change", async (event) => {
-  for (const card of cards) if (!card.images.length && !card.drawing().length) card.node.remove();
-  cards = cards.filter((card) => card.node.isConnected);
-  for (const file of event.target.files) {
-    const [name, base] = file.webkitRelativePath.split("/").slice(-2);
-    if (base.startsWith(".")) continue;
+  const isEmpty = (card) => !card.images.length && !card.drawing().length;
+  cards.filter(isEmpty).forEach((card) => card.node.remove());
+  cards = cards.filter((card) => !isEmpty(card));
+  const place = (file) => file.webkitRelativePath;
+  for (const file of [...event.target.files].sort((a, b) => (place(a) < place(b) ? -1 : 1))) {
+    const [, name, base] = place(file).split("/");
+    if (!base || base.startsWith(".")) continue;
     await (cards.find((card) => card.name.value === name) ?? addCard(name)).open([file]);
   }
   event.target.value = "";
 });
+// A file that is dropped beside a card must not take the place of the page.
+for (const name of ["dragover", "drop"]) window.addEventListener(name, (event) => event.preventDefault());
 watch("value", rebuild);
 rebuild();

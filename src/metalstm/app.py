@@ -16,6 +16,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio.themes import Soft
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -26,8 +27,9 @@ from metalstm.errors import UserError
 
 HERE = Path(__file__).parent
 HOST = "127.0.0.1"
-# The example: characters of meta-test, so many drawings of each to learn from, and the next one to try.
-CHARACTERS = ("Armenian/U+0584", "Georgian/U+10E6", "Hebrew/U+05D0", "Lao/U+0EA1", "Tifinagh/U+2D63")
+# The example: characters of meta-test, of scripts that Omniglot hasn't either; so many drawings of each to learn from,
+# and the next one to try.
+CHARACTERS = ("Lao/U+0E81", "Lao/U+0EA1", "Lao/U+0EA7", "Old Italic/U+1030E", "Old Italic/U+10318")
 SHOTS = 3
 SHOWN, SHOWN_EACH = 10, 3  # classes of an answer: to one image, to each of several
 COLORS = ("#6366f1", "#0ea5e9", "#10b981", "#f59e0b", "#ef4444", "#a855f7")
@@ -64,7 +66,15 @@ def serve(learner: Classifier, port: int | None, browser: bool) -> None:
                 run_history=False,
                 ssr_mode=False,
                 pwa=False,
-                theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
+                theme=Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
+                    # of enough contrast to be read with ease
+                    button_primary_background_fill="*primary_600",
+                    button_primary_background_fill_dark="*primary_600",
+                    button_primary_background_fill_hover="*primary_700",
+                    button_primary_background_fill_hover_dark="*primary_700",
+                    button_secondary_background_fill_dark="*neutral_700",
+                    button_secondary_background_fill_hover_dark="*neutral_800",
+                ),
                 css_paths=HERE / "app.css",
             )
         except OSError as error:
@@ -108,7 +118,6 @@ def page(learner: Classifier) -> gr.Blocks:
                         answers = gr.HTML(NO_ANSWER)
                 download = gr.DownloadButton("Download the classifier", interactive=False)
         example.click(example_cards, None, [support, query], show_progress="minimal")
-
         learn.click(partial(train, learner), support, [classifier, told, download], show_progress="hidden").success(
             answer, [classifier, query], answers, show_progress="hidden"
         )
@@ -128,7 +137,7 @@ def _cards(value: Cards, query: bool) -> gr.HTML:
 
 
 def example_cards() -> tuple[Cards, Cards]:
-    """Drawings of characters that no meta-learner has seen: to learn from, and to try."""
+    """Drawings of characters that no shipped meta-learner has seen: to learn from, and to try."""
     meta_test = datasets.load("glyphs").splits["meta-test"]
     support, query = [], []
     for name in CHARACTERS:

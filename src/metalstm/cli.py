@@ -1,5 +1,6 @@
 """The command line: what a person types, checked and handed on. Torch is imported only once a command runs."""
 
+import contextlib
 import csv
 import io
 import json
@@ -167,18 +168,18 @@ class Train(Generic[S]):
     image_size: int | None = None
     """Side in pixels that images are resized to; 28 for glyphs and Omniglot, 84 for mini-ImageNet, else 32, by
     default."""
+    tensorboard: bool = False
+    """Write TensorBoard's event file into the run folder too: `tensorboard --logdir runs` shows it as it grows."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
-        """Train, then draw the learning curve and the gates."""
+        """Train, then write `report.html`."""
         recipes.check(self.settings, self.training)
         if self.n_query < 1:
             raise UserError(f"--n-query {self.n_query}: must be at least 1")
         device = self.common.start()
         from metalstm import checkpoint, datasets, distributed, kernels, report
-        from metalstm.episodes import EpisodeSampler
         from metalstm.evaluation import allow_tf32
-        from metalstm.methods import GradientMethod
         from metalstm.training import run_config, train
 
         with distributed.together():
@@ -201,14 +202,13 @@ class Train(Generic[S]):
         )
         name = f"{self.method}-{meta_sets.short_name}-{self.n_way}w{self.n_shot}s-{self.recipe}"
         out = self.out or Path("runs") / name
-        train(config, meta_sets, out, self.resume, device)
-        if distributed.rank() > 0:
+        is_first = distributed.rank() == 0
+        with report.tensorboard(out) if self.tensorboard and is_first else contextlib.nullcontext():
+            train(config, meta_sets, out, self.resume, device)
+        if not is_first:
             return
-        report.save(report.learning_curve(out / "metrics.jsonl"), out / "curve.png")
-        method, _, meta = checkpoint.load_method(out)
-        if isinstance(method, GradientMethod):
-            sampler = EpisodeSampler(meta_sets.splits["meta-val"], self.n_way, self.n_shot, 0, self.common.seed)
-            report.save(report.gates(method, sampler.batch(range(50))), out / "gates.png")
+        report.write_run(out, name, meta_sets.splits["meta-val"])
+        meta = checkpoint.load(out / "best.safetensors")[1]
         console.print(
             f"{out}: best meta-val {meta['meta_val']:.2f} % after {meta['episode']:,} episodes; "
             f"now: metalstm evaluate {out}",

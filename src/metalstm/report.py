@@ -1,10 +1,14 @@
-"""What a run looks like: learning curve, pictures of the gates, the demo's page."""
+"""What a run looks like: learning curve, pictures of the gates, its page; TensorBoard's files."""
 
 import base64
+import contextlib
 import html
 import io
 import json
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +19,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from metalstm import checkpoint
+from metalstm import checkpoint, provenance
 from metalstm.console import track
-from metalstm.episodes import Episode, Support
+from metalstm.datasets import ImagesByClass
+from metalstm.episodes import Episode, EpisodeSampler, Support
+from metalstm.errors import UserError
 from metalstm.learners import layers
 from metalstm.methods import GradientMethod
 from metalstm.optimizers import MetaLSTM
+
+FOLLOW_SECONDS = 5  # between two looks at a run that goes on
 
 
 def learning_curve(metrics: Path) -> Figure:
@@ -148,6 +156,9 @@ def save(figure: Figure, path: Path) -> None:
 
 def png(figure: Figure) -> bytes:
     """A picture as PNG."""
+    for axes in figure.axes:
+        if not axes.images:
+            axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
@@ -170,6 +181,101 @@ def episode_picture(episode: Episode) -> Figure:
     grid[0][0].set_title("support", loc="left", fontsize=9)
     grid[0][n_left + 1].set_title("queries", loc="left", fontsize=9)
     return figure
+
+
+def write_run(out: Path, title: str, images: ImagesByClass, results: "Sequence[Block]" = ()) -> None:
+    """Write into a run folder `curve.png`, of a Meta-LSTM `gates.png`, and `report.html` with all that there is to see.
+
+    Args:
+        out: The run folder.
+        title: Heading of the page.
+        images: Of the episodes to show.
+        results: Shown first.
+    """
+    method, config, meta = checkpoint.load_method(out)
+    curve = learning_curve(out / "metrics.jsonl")
+    save(curve, out / "curve.png")
+    sampler = EpisodeSampler(images, config.n_way, config.n_shot, config.n_query, config.seed)
+    blocks: list[Block] = [
+        *results,
+        Heading("One task"),
+        f"An episode of {images.name}: the support set, that the learner is trained on, and some of the queries.",
+        episode_picture(sampler[0]),
+        Heading("Meta-training"),
+        f"{config.n_way}-way {config.n_shot}-shot on {config.data}, recipe {config.recipe}. Chosen by meta-val: "
+        f"{meta['meta_val']:.2f} % after {meta['episode']:,} episodes.",
+        curve,
+    ]
+    if isinstance(method, GradientMethod) and isinstance(method.optimizer, MetaLSTM):
+        picture = gates(method, sampler.batch(range(50)))
+        save(picture, out / "gates.png")
+        blocks += [
+            Heading("What was learned"),
+            "The gates of theta <- f * theta - i * gradient over the inner steps, a line for each of 50 tasks of "
+            f"{images.name}; black: their mean.",
+            picture,
+        ]
+    values = config.to_dict()
+    values |= values.pop("settings") | values.pop("training")
+    settings = [(name, str(value)) for name, value in values.items()]
+    half = (len(settings) + 1) // 2  # in two columns
+    rows = [(*left, *right) for left, right in zip_longest(settings[:half], settings[half:], fillvalue=("", ""))]
+    machine = provenance.machine(torch.get_num_threads()) | provenance.versions()
+    blocks += [
+        Heading("Configuration"),
+        (("setting", "value") * 2, rows),
+        Heading("Where this page was made"),
+        (("", ""), [(name.replace("_", " "), str(value)) for name, value in machine.items() if value is not None]),
+    ]
+    checkpoint.write(out / "report.html", page(title, blocks).encode())
+
+
+@contextlib.contextmanager
+def tensorboard(out: Path) -> Iterator[None]:
+    """Copy a run's `metrics.jsonl` into TensorBoard's event file beside it, while the run goes on.
+
+    Raises:
+        UserError: TensorBoard is not here.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "--tensorboard needs tensorboard, which is not here: pip install 'metalstm[tensorboard]'"
+        ) from error
+    ended, began = threading.Event(), time.time()
+    writer: SummaryWriter | None = None
+    n_written = 0
+
+    def copy() -> None:
+        nonlocal writer, n_written
+        lines = _read(out / "metrics.jsonl")[n_written:] if (out / "metrics.jsonl").exists() else []
+        if not lines:
+            return
+        if writer is None:
+            for old in out.glob("events.out.tfevents.*"):  # of a run that goes on, which is written from its start
+                old.unlink()
+            writer = SummaryWriter(out)
+        for line in lines:
+            for name in line.keys() - {"episode", "seconds"}:
+                writer.add_scalar(name, line[name], line["episode"], began + line["seconds"])
+        n_written += len(lines)
+        writer.flush()
+
+    def follow() -> None:
+        while not ended.wait(FOLLOW_SECONDS):
+            copy()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        copy()
+        if writer:
+            writer.close()
 
 
 class Heading(str):
@@ -214,7 +320,7 @@ def page(title: str, blocks: Sequence[Block]) -> str:
         elif isinstance(block, str):
             body.append(f"<p>{html.escape(block)}</p>")
         elif isinstance(block, Figure):
-            body.append(f'<img alt="" src="data:image/png;base64,{base64.b64encode(png(block)).decode()}">')
+            body.append(_img(block))
         else:
             head, rows = block
             cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
@@ -224,27 +330,62 @@ def page(title: str, blocks: Sequence[Block]) -> str:
     return _PAGE.format(title=html.escape(title), body="\n".join(body))
 
 
+def _img(figure: Figure) -> str:
+    """Plots are turned dark on dark pages; those with images in them stay as they are."""
+    kind = "images" if any(axes.images for axes in figure.axes) else "plot"
+    names = dict.fromkeys(name for axes in figure.axes if (name := axes.get_ylabel() or axes.get_title()))
+    data = base64.b64encode(png(figure)).decode()
+    width = round(100 * figure.get_figwidth())
+    alt = html.escape(", ".join(names))
+    return f'<div class="figure {kind}"><img alt="{alt}" width="{width}" src="data:image/png;base64,{data}"></div>'
+
+
 def _cell(text: str) -> str:
     inner = html.escape(text)
     return f"<td><b>{inner}</b></td>" if isinstance(text, Strong) else f"<td>{inner}</td>"
 
 
 def _read(metrics: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in metrics.read_text().splitlines()]
+    whole, _, _ = metrics.read_text().rpartition("\n")  # a line may be on its way
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }}
-.table {{ overflow-x: auto; }}
-h2 {{ margin-top: 2.5rem; }}
-th, td {{ text-align: left; padding: .35rem 1rem .35rem 0; border-bottom: 1px solid #8886; }}
+:root {{
+  color-scheme: light dark;
+  --paper: #fff; --ink: #1b1f27; --soft: #566070; --line: #dde1e7; --shade: #f5f6f8; --accent: #4f46e5;
+}}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --paper: #14171c; --ink: #e6e8ec; --soft: #a0a8b5; --line: #30353e; --shade: #1d2127; --accent: #a5a8ff; }}
+  .plot img {{ filter: invert(.886) hue-rotate(180deg); }} /* white becomes --shade */
+}}
+body {{ font: 16px/1.6 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem;
+  background: var(--paper); color: var(--ink); }}
+h1 {{ font-size: 1.9rem; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 1rem; padding-left: .8rem;
+  overflow-wrap: anywhere;
+  border-left: .3rem solid var(--accent); }}
+h2 {{ font-size: 1.2rem; line-height: 1.3; margin: 2.75rem 0 .5rem; }}
+p {{ max-width: 46rem; margin: .75rem 0; color: var(--soft); overflow-wrap: anywhere; }}
+.table, .figure {{ overflow-x: auto; margin: 1rem 0; }}
+table {{ border-collapse: collapse; font-size: .94rem; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: left; padding: .4rem 1.2rem .4rem 0; border-bottom: 1px solid var(--line); }}
+th {{ color: var(--soft); font-weight: 600; font-size: .85rem; vertical-align: bottom; }}
 td {{ white-space: nowrap; }}
-img {{ max-width: 100%; background: white; border-radius: 6px; margin: .5rem 0; }}
+tr:hover td {{ background: var(--shade); }}
+td b {{ color: var(--accent); }}
+.figure {{ border-radius: 10px; border: 1px solid var(--line); background: white; width: fit-content; max-width: 100%;
+  box-sizing: border-box; }}
+img {{ display: block; height: auto; max-width: 100%; }}
+@media (max-width: 42rem) {{
+  .figure img {{ max-width: max(100%, 38rem); }} /* scrolls in its frame instead of being too small to read */
+}}
+@media (prefers-color-scheme: dark) {{
+  .plot {{ background: var(--shade); }}
+  .images img {{ filter: brightness(.9); }}
+}}
 </style></head><body>
 {body}
 </body></html>

@@ -269,7 +269,7 @@ def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | 
 def start_from(method: Method, pretrained: Method) -> None:
     """Let a gradient method start from a pre-trained network.
 
-    It takes the body and the moments. A head that all classes share starts at 0, another one as it was drawn.
+    It takes the body and the moments. The head starts at 0: in a few steps, what is drawn at random is not unlearned.
 
     Raises:
         UserError: The method has no theta_0, or one of another shape.
@@ -284,8 +284,7 @@ def start_from(method: Method, pretrained: Method) -> None:
         raise UserError("only a gradient method can start from a pre-trained network, and from one of its own shape")
     method.body_0.copy_(pretrained.body)
     method.moments_0.copy_(pretrained.moments)
-    if len(method.head_0) == 1:
-        method.head_0.zero_()
+    method.head_0.zero_()
 
 
 def _sampler(config: RunConfig, images: ImagesByClass, device: torch.device | str) -> EpisodeSampler | BatchSampler:

@@ -97,7 +97,6 @@ def _finetune(
         epochs=settings.steps,
         batch_size=None,
         norm_momentum=0.1,
-        shared_head=True,
         generator=generator,
     )
     if not settings.head_only:
