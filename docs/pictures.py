@@ -58,7 +58,7 @@ def main() -> None:
     for name, rival in rivals.items():
         rival = copy.deepcopy(rival)
         rival.epochs = 2 * method.epochs
-        (followed[name],) = curves(rival, test.__getitem__, range(EPISODES), range(rival.epochs + 1), description=name)
+        followed[name] = curves(rival, test.__getitem__, range(EPISODES), range(rival.epochs + 1), description=name)
     save(inner_loop(method, followed, test), "inner-loop.png")
 
 
