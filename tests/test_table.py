@@ -109,7 +109,8 @@ def checkpoints_give_the_figures_of_the_table(made):
 
 def runs_of_one_seed_share_a_pretraining(made):
     starts = {path.parent.name for path in made.out.glob("runs/start-*/best.safetensors")}
-    assert starts == {"start-best-32f-5w5s", "start-best-32f-5w5s-seed1"}
+    names = ("32f-5w5s", "32f-5w5s-seed1", "64f-5w5s")
+    assert starts == {f"start-best-{name}" for name in names}
     assert not list(made.out.glob("runs/*/pretrained"))
 
 

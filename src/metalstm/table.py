@@ -261,7 +261,7 @@ class Table:
     ) -> GradientMethod | HeadOnly:
         """Fine-tuning for as many steps as are read, by no rule yet."""
         none = Choice("sgd", 0.0, 0.0, self.budget.read_at[-1], 0.0, 0)
-        return finetuned(config, pretrained, none, head_only, task)[0].to(self.device)
+        return finetuned(config, pretrained, none, head_only, task)[0].to(self.device).eval()
 
     def tune(self, rule: str, method: Method, task: Task, description: str) -> Choice:
         """Settings of a rule on meta-val, for a method whose own optimiser is of no account."""
