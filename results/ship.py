@@ -13,6 +13,7 @@ from metalstm.console import console
 from metalstm.learners import set_precision
 
 SHOTS = (1, 5)
+EPISODES = 40  # of each way and shot, to fit on, and as many others to measure on
 
 
 def ship(source: Path) -> None:
@@ -23,7 +24,7 @@ def ship(source: Path) -> None:
     images = datasets.load(config.data).splits["meta-val"]
     name = f"{config.method}-{config.data}-{config.n_way}w{config.n_shot}s"
     console.print(name)
-    calibration = calibrate(method, config, images)
+    calibration = calibrate(method, config, images, episodes=EPISODES)
     for entry in calibration:
         console.print({key: value if isinstance(value, int) else round(value, 3) for key, value in entry.items()})
     folder = Path(checkpoint.__file__).parent / "checkpoints"

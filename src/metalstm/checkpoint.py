@@ -87,7 +87,7 @@ def load_method(name: str | Path) -> tuple[Method, RunConfig, dict[str, Any]]:
     """
     path = find(name)
     tensors, meta = load(path)
-    if "classes" in meta:
+    if isinstance(meta, dict) and "classes" in meta:
         raise UserError(f"{path} is a classifier, which has learned, and no meta-learner: metalstm predict takes it")
     try:
         config = RunConfig.from_dict(meta["config"])

@@ -293,7 +293,7 @@ class Classifier:
         if path.is_dir():
             raise UserError(f"{path} is a folder: give a file that metalstm adapt has written")
         tensors, meta = checkpoint.load(path)
-        if "classes" not in meta:
+        if not isinstance(meta, dict) or "classes" not in meta:
             raise UserError(
                 f"{path} is a meta-learner, not a classifier: metalstm adapt makes one, with --checkpoint {path}"
             )
@@ -425,7 +425,8 @@ class Classifier:
         calibration = self.meta["calibration"]
         temperature = calibration["temperature"] if calibration else 1.0
         adapted = {name: tensor.to(self.device) for name, tensor in adapted.items()}
-        self.network = Network(self.method, adapted, self.preprocessing.drawing, temperature).eval()
+        self.network = Network(self.method, adapted, self.preprocessing.drawing, temperature)
+        self.network.eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -35,7 +35,8 @@ class GradientMethod(Method):
     Args:
         learner: The network.
         optimizer: The rule by which theta changes.
-        n_way: Number of classes; any number will do where the head is shared.
+        n_way: Number of classes; where the head is shared any number will do, and scales gradients by its ratio to
+            this.
         epochs: Passes over the support set.
         batch_size: Images a mini-batch; consecutive slices of the support set, the last one may be smaller. None takes
             the whole support set.
@@ -82,7 +83,7 @@ class GradientMethod(Method):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        self.learner, self.optimizer = learner, optimizer
+        self.learner, self.optimizer, self.n_way = learner, optimizer, n_way
         self.epochs, self.batch_size, self.order = epochs, batch_size, order
         self.query_norm: QueryNorm = query_norm
         self.train_query_norm: QueryNorm = train_query_norm
@@ -170,6 +171,11 @@ class GradientMethod(Method):
         loss, grad, batch_moments = self._gradient(theta, x, y, moments if self.keep_moments else None)
         if self.divide_gradient:
             grad = grad / y.shape[-1]
+        # A class is one in n_way of the images of a mean loss. With fewer classes than it was trained for, what was
+        # learned would else diverge, with more dawdle.
+        n_way = (theta.shape[-1] - self.learner.n_body) // (self.learner.n_features + 1)
+        if n_way != self.n_way:
+            grad = grad * (n_way / self.n_way)
         theta, state = self.optimizer.update(theta, grad, loss, state)
         if not self.keep_moments:
             batch_moments = self.learner.unbiased(batch_moments, y.shape[-1])
