@@ -42,24 +42,40 @@ main(["app", "--no-browser", *sys.argv[2:]])
 """
 
 
-def start(spoken_to: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
-    """The process, and what it says first."""
-    command = [sys.executable, "-c", SPY, spoken_to, *words]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+def start(folder: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
+    """The process, which keeps its files in a folder, and what it says first."""
+    command = [sys.executable, "-c", SPY, folder / "spoken-to.txt", *words]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
     assert process.stderr
     return process, process.stderr.readline()
 
 
+def end(process: subprocess.Popen[str], folder: Path, number: signal.Signals) -> None:
+    """It ends quietly, and leaves nothing of what was uploaded or learned."""
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert list(folder.glob("metalstm-*")) == []
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory) -> Iterator[str]:
-    spoken_to = tmp_path_factory.mktemp("app") / "spoken-to.txt"
-    process, said = start(spoken_to)
+    folder = tmp_path_factory.mktemp("app")
+    process, said = start(folder)
     assert said.startswith("The page is at http://127.0.0.1:"), said
     yield said.split()[4]
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (0, "")  # Ctrl-C ends it quietly
-    assert set(spoken_to.read_text().split()) <= {"127.0.0.1", "localhost", "None"}
+    assert list(folder.glob("metalstm-*"))
+    end(process, folder, signal.SIGINT)
+    assert set((folder / "spoken-to.txt").read_text().split()) <= {"127.0.0.1", "localhost", "None"}
+
+
+def test_ends_with_the_terminal(tmp_path, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there, and nobody is asked
+    process, said = start(tmp_path)
+    assert said.startswith("The page is at http://127.0.0.1:"), said
+    end(process, tmp_path, signal.SIGHUP)
 
 
 def draw(page: Any, canvas: Any, *strokes: list[tuple[float, float]]) -> None:
@@ -191,7 +207,7 @@ def test_mistakes_are_told(browser, url, tmp_path):
 def test_a_port_that_is_taken(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        process, said = start(tmp_path / "log", "--port", str(port))
+        process, said = start(tmp_path, "--port", str(port))
         process.communicate(timeout=30)
     assert process.returncode == 2
     assert said == (f"metalstm: --port {port} is taken or not allowed: pass another, or 0 for the first free one\n")

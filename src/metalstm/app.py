@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import os
+import signal
 import tempfile
 import threading
 import time
@@ -39,7 +40,7 @@ NO_ANSWER = '<p class="note">Once it has learned, draw something new or drop ima
 
 
 def serve(learner: Classifier, port: int | None, browser: bool) -> None:
-    """Show the page until Ctrl-C.
+    """Show the page until Ctrl-C, or until the terminal is closed.
 
     Args:
         learner: What is to learn; it is left as it is.
@@ -49,6 +50,9 @@ def serve(learner: Classifier, port: int | None, browser: bool) -> None:
     Raises:
         UserError: The port is taken.
     """
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     # gradio looks whether its page is there, which must not go through a proxy.
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join([HOST, os.environ.get("NO_PROXY", "")])
     with tempfile.TemporaryDirectory(prefix="metalstm-") as folder:
@@ -81,8 +85,8 @@ def serve(learner: Classifier, port: int | None, browser: bool) -> None:
             raise UserError(
                 f"--port {port} is taken or not allowed: pass another, or 0 for the first free one"
             ) from error
-        console.print(f"The page is at {url} until Ctrl-C", soft_wrap=True)
         try:
+            console.print(f"The page is at {url} until Ctrl-C", soft_wrap=True)
             threading.Event().wait()
         except KeyboardInterrupt:
             blocks.close(verbose=False)
