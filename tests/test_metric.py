@@ -151,13 +151,13 @@ def reference_query(cell: nn.LSTMCell, query: Tensor, support: Tensor, steps: in
     """Appendix A.1, equations 2 to 6: the hidden state is the concatenation of h and what was read."""
     size = len(query)
     from_query, from_read = cell.weight_ih.split(size, 1)
-    h, c, read = (query.new_zeros(size) for _ in range(3))
+    h, c = query.new_zeros(size), query.new_zeros(size)
     for _ in range(steps):
+        weights = torch.stack([(h @ image).exp() for image in support])
+        read = (weights / weights.sum()) @ support
         recurrent, state = torch.cat([cell.weight_hh, from_read], 1), torch.cat([h, read])
         hidden, c = gates(from_query, recurrent, cell.bias_ih + cell.bias_hh, query, state, c)
         h = hidden + query
-        weights = torch.stack([(h @ image).exp() for image in support])
-        read = (weights / weights.sum()) @ support
     return h
 
 

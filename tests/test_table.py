@@ -72,7 +72,7 @@ def test_trained_in_bf16_tested_in_fp32(making, tmp_path):
         checkpoint.load_method(tmp_path / "checkpoints" / "nearest-neighbor-5w1s.safetensors")[1].settings.precision
         == "fp32"
     )
-    assert checkpoint.load_method(tmp_path / "runs" / "pretrained-best-5w5s")[1].settings.precision == "bf16"
+    assert checkpoint.load_method(tmp_path / "runs" / "start-best-64f-5w5s")[1].settings.precision == "bf16"
 
 
 @pytest.mark.slow

@@ -333,8 +333,9 @@ def _matching_net(recipe: str, data: str, fce: bool) -> tuple[MatchingNetSetting
         scale=10.0,
         mirror=_has_mirrors(data),
     )
-    training = replace(training, episodes=10_000, lr=1e-3, lr_decay=True, rotations=data == "omniglot")
-    return settings, replace(training, mirrors=_has_mirrors(data))
+    pretrain = 0 if data == "glyphs" else 15_000  # as the Meta-LSTM's
+    training = replace(training, pretrain=pretrain, episodes=10_000, lr=1e-3, lr_decay=True, val_episodes=300)
+    return settings, replace(training, mirrors=_has_mirrors(data), rotations=data == "omniglot")
 
 
 def epochs(config: RunConfig[MetaLSTMSettings], n_shot: int) -> int:

@@ -17,7 +17,7 @@ from metalstm.evaluation import EPISODES, evaluate, evaluate_checkpoint, measure
 from metalstm.methods import GradientMethod, HeadOnly, Method, PixelNearestNeighbor, Pretrained, build
 from metalstm.optimizers import InnerOptimizer
 from metalstm.recipes import FinetuneSettings, Precision, RunConfig
-from metalstm.training import pretraining, run_config, start_from, step_seconds, train
+from metalstm.training import run_config, start_from, step_seconds, train
 from metalstm.tuning import FEW, MANY, READ_AT, Choice, tune
 
 PATIENCE = 10  # validations without gain that end a training
@@ -171,7 +171,7 @@ class Table:
         """How long a training will take at the most, by a step of it and what its run has done already."""
         seconds = 0.0
         if config.training.pretrain:
-            seconds = self.seconds(self.pretrained(config), pretraining(config))
+            seconds = self.seconds(*self._pretraining(config))
         done = _last_line(run)["episode"] if (run / "metrics.jsonl").exists() else 0
         left = step_seconds(config, self.meta_sets, self.device) * max(0, config.training.episodes - done)
         minutes = config.training.minutes
@@ -181,23 +181,29 @@ class Table:
         """The run folder of a training, which is done, or gone on with, if it has not ended yet."""
         config = self.config(row, task, self.seed if seed is None else seed)
         out = self.run(row, task, seed)
-        start = self.pretrained(config)
+        start = None
         if config.training.pretrain:
-            first = replace(pretraining(config), n_way=PRETRAINING.n_way, n_shot=PRETRAINING.n_shot)
+            start, first = self._pretraining(config)
             train(first, self.meta_sets, start, resume=True, device=self.device)
         train(config, self.meta_sets, out, resume=True, device=self.device, pretrained=start)
         return out
 
-    def pretrained(self, config: RunConfig) -> Path:
-        """The run folder of the pre-training that runs of one seed, at whatever task, start from."""
-        seed = None if config.seed == self.seed else config.seed
-        return self.out / "runs" / _named(f"start-{config.recipe}-{config.settings.filters}f", PRETRAINING, seed)
-
     def run(self, row: Row, task: Task, seed: int | None = None) -> Path:
-        """The run folder of a training; that of the pre-training serves all tasks."""
-        task = PRETRAINING if row.method == "pretrained" else task
+        """The run folder of a training; that of a pre-training serves all rows and tasks of its seed."""
+        if row.method == "pretrained":
+            return self._pretrained(self.config(row, task, self.seed if seed is None else seed))
         name = f"{row.method}-{row.recipe}" + (f"-{row.filters}f" if row.filters else "")
         return self.out / "runs" / _named(name, task, seed)
+
+    def _pretraining(self, config: RunConfig) -> tuple[Path, RunConfig]:
+        """The run that another starts from: where, and its configuration."""
+        row = Row("", "", "pretrained", config.recipe, filters=config.settings.filters)
+        return self._pretrained(config), self.config(row, PRETRAINING, config.seed)
+
+    def _pretrained(self, config: RunConfig) -> Path:
+        """The folder of a pre-training, that runs of one seed, at whatever task, start from."""
+        seed = None if config.seed == self.seed else config.seed
+        return self.out / "runs" / _named(f"start-{config.recipe}-{config.settings.filters}f", PRETRAINING, seed)
 
     def config(self, row: Row, task: Task, seed: int) -> RunConfig:
         """Of a training: its recipe within the budget."""
@@ -213,7 +219,7 @@ class Table:
             minutes=budget.train_minutes,
             val_every=budget.val_every or training.val_every,
             val_episodes=budget.val_episodes or training.val_episodes,
-            patience=PATIENCE,
+            patience=None if row.method == "pretrained" else PATIENCE,  # whose measure on meta-val is soon flat
         )
         return run_config(
             self.meta_sets, settings, training, row.method, row.recipe, task.n_way, task.n_shot, seed=seed
@@ -230,7 +236,7 @@ class Table:
         facts: dict[str, Any] = {"train_seconds": last["seconds"], "train_episodes": last["episode"]}
         facts["train_precision"] = self.precision
         if config.training.pretrain:
-            facts["train_seconds"] += _last_line(self.pretrained(config))["seconds"]
+            facts["train_seconds"] += _last_line(self._pretrained(config))["seconds"]
         if row.rules:
             assert isinstance(method, Pretrained)
             choice = self.tune_finetuning(row, task, config, method)

@@ -21,7 +21,7 @@ from metalstm.datasets import ImagesByClass, MetaSets
 from metalstm.episodes import BatchSampler, EpisodeSampler
 from metalstm.errors import Interrupted, UserError
 from metalstm.evaluation import evaluate
-from metalstm.methods import GradientMethod, HeadOnly, Method, Pretrained, build
+from metalstm.methods import GradientMethod, HeadOnly, MatchingNet, Method, Pretrained, build
 from metalstm.recipes import PretrainedSettings, RunConfig, Settings, TrainingSettings, named
 
 S = TypeVar("S", bound=Settings)
@@ -223,7 +223,7 @@ def meta_train_images(config: RunConfig, meta_sets: MetaSets) -> ImagesByClass:
 
 
 def pretraining(config: RunConfig) -> RunConfig[PretrainedSettings]:
-    """The run that a gradient method starts from: its network as a classifier of all meta-train classes.
+    """The run that a method starts from: its network as a classifier of all meta-train classes.
 
     `training.pretrain` is the number of mini-batches.
     """
@@ -242,7 +242,7 @@ def pretraining(config: RunConfig) -> RunConfig[PretrainedSettings]:
 
 
 def _pretrain(config: RunConfig, meta_sets: MetaSets, out: Path, device: torch.device | str) -> None:
-    """Make the run that a gradient method starts from, if it is not there."""
+    """Make the run that a method starts from, if it is not there."""
     run, last = pretraining(config), out / "last.safetensors"
     if last.exists() and checkpoint.load(last)[1]["at"]["episode"] >= run.training.episodes:
         return
@@ -267,21 +267,22 @@ def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | 
 
 @torch.no_grad()
 def start_from(method: Method, pretrained: Method) -> None:
-    """Let a gradient method start from a pre-trained network.
+    """Let a method start from a pre-trained network.
 
-    It takes the body and the moments. The head starts at 0: in a few steps, what is drawn at random is not unlearned.
+    It takes the body and the moments. A head starts at 0: in a few steps, what is drawn at random is not unlearned.
 
     Raises:
-        UserError: The method has no theta_0, or one of another shape.
+        UserError: The method has no network that is trained, or one of another shape.
     """
     assert isinstance(pretrained, Pretrained)
-    if isinstance(method, HeadOnly):
+    if isinstance(method, (HeadOnly, MatchingNet)):
         method.body.copy_(pretrained.body)
         method.moments.copy_(pretrained.moments)
-        method.head.head_0.zero_()
+        if isinstance(method, HeadOnly):
+            method.head.head_0.zero_()
         return
     if not isinstance(method, GradientMethod) or method.body_0.shape != pretrained.body.shape:
-        raise UserError("only a gradient method can start from a pre-trained network, and from one of its own shape")
+        raise UserError("this method cannot start from a pre-trained network, or not from one of this shape")
     method.body_0.copy_(pretrained.body)
     method.moments_0.copy_(pretrained.moments)
     method.head_0.zero_()

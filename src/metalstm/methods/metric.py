@@ -190,15 +190,15 @@ class FullContext(nn.Module):
         features: Float[Tensor, "*tasks n_query n_features"],
         support: Float[Tensor, "*tasks n_support n_features"],
     ) -> Float[Tensor, "*tasks n_query n_features"]:
-        """f(x, S): K steps of an LSTM that reads g(S) by attention; its input is f'(x) and what was read last."""
-        h, c, read = (torch.zeros_like(features) for _ in range(3))
+        """f(x, S): K steps of an LSTM; before each it reads g(S) by attention; its input is f'(x) and what was read."""
+        h, c = torch.zeros_like(features), torch.zeros_like(features)
         flat = features.shape[-1]
         for _ in range(self.steps):
+            read = (h @ support.mT).softmax(-1) @ support  # the mean of g(S) at first, as h is 0
             h, c = self.cell(
                 torch.cat([features, read], -1).view(-1, 2 * flat), (h.reshape(-1, flat), c.reshape(-1, flat))
             )
             h, c = h.view(features.shape) + features, c.view(features.shape)
-            read = (h @ support.mT).softmax(-1) @ support
         return h
 
 
