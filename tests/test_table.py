@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from helpers import SIZE, load_folder
-from metalstm import checkpoint, table, table_page
+from metalstm import checkpoint, convergence, table, table_page
 from metalstm.datasets import SPLITS
 from metalstm.errors import UserError
 from metalstm.evaluation import Accuracy, evaluate_checkpoint
@@ -75,6 +75,16 @@ def test_trained_in_bf16_tested_in_fp32(making, tmp_path):
     assert checkpoint.load_method(tmp_path / "runs" / "start-best-64f-5w5s")[1].settings.precision == "bf16"
 
 
+def test_a_result_of_other_episodes_is_not_taken_for_one_of_these(making, tmp_path):
+    (row,) = table.select("nearest-neighbor-pixels")
+    replace(making, out=tmp_path).make(row, Task(5, 1))
+    other = replace(making, out=tmp_path, seed=3, budget=replace(BUDGET, test_episodes=5))
+    with pytest.raises(UserError, match="was made with episodes 4, seed 0, but this table is of episodes 5, seed 3"):
+        table.make(other, [row], [])
+    with pytest.raises(UserError, match="pass another --out"):
+        table_page.write(other)
+
+
 @pytest.mark.slow
 def test_a_whole_table(making):
     """In one test, as it takes long to make; each part is a claim of its own."""
@@ -121,11 +131,18 @@ def what_is_there_is_not_made_again(made):
 
 
 def the_page_shows_all(made):
-    table_page.write(made, [1], whole=True)
+    table_page.write(made)
+    assert "How fast" not in (made.out / "table.md").read_text()
+    convergence.compare(made)
+    table_page.write(made)
     values = json.loads((made.out / "table.json").read_text())
     assert values["versions"]["torch"] == torch.__version__
     assert set(values["convergence"]["5w5s"]["starts"]) == {"random", "pretrained", "theta_0"}
     assert len(values["ablation"]["5w5s"]) == 4
+    (row,) = table.select("meta-lstm")
+    whole = made.read(made.result(row, Task(5, 5)))
+    assert whole is not None
+    assert values["ablation"]["5w5s"]["whole"]["per_episode"] == whole["per_episode"]
     assert len(values["seeds"]["runs"]) == 2
     text = (made.out / "table.md").read_text()
     page = (made.out / "report.html").read_text()

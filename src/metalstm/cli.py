@@ -288,13 +288,15 @@ class Table:
     """Make the paper's Table 1 on a data set: train, tune and test every method, and compare.
 
     What is there already is not made again: stop it at any time, and give the same command again to go on. Rows can be
-    made side by side, by commands with another `--only` each. Takes hours; `--quick` takes minutes.
+    made side by side, by commands with another `--only` each; of those that start from one pre-training (all but
+    `meta-lstm-paper`, by filters), let one come first. The command without `--only` also compares the optimisers. Takes
+    hours; `--quick` takes minutes.
     """
 
     data: str = "glyphs"
     """glyphs, omniglot, cifar-fs, fc100, mini-imagenet, or folder:DIR for your own DIR/<class>/* images."""
     out: Path | None = None
-    """Folder of the table; results/DATA by default."""
+    """Folder of the table; results/DATA by default, results/DATA-quick with `--quick`."""
     only: str | None = None
     """Make one row, by its name; `list` names all."""
     quick: bool = False
@@ -311,7 +313,7 @@ class Table:
         """Make what is missing, then write `table.md`, `table.json` and `report.html`."""
         if self.seeds < 1:
             raise UserError(f"--seeds {self.seeds}: must be at least 1")
-        from metalstm import datasets, kernels, table, table_page
+        from metalstm import convergence, datasets, kernels, table, table_page
 
         if self.only == "list":
             for row in table.ROWS:
@@ -322,12 +324,15 @@ class Table:
         if device.startswith("cpu"):
             kernels.build()
         meta_sets = datasets.load(self.data, self.common.data_root)
-        out = self.out or Path("results") / meta_sets.short_name
+        out = self.out or Path("results") / (meta_sets.short_name + ("-quick" if self.quick else ""))
         budget = replace(table.QUICK if self.quick else table.Budget(), train_minutes=self.minutes)
         making = table.Table(meta_sets, out, budget, self.common.seed, device, self.precision)
         seeds = range(self.common.seed + 1, self.common.seed + self.seeds)
         table.make(making, chosen, seeds)
-        table_page.write(making, seeds, whole=self.only is None)
+        table_page.write(making)
+        if self.only is None:
+            convergence.compare(making)
+            table_page.write(making)
         console.print(f"{out}: table.md, table.json, report.html", soft_wrap=True)
         print((out / "table.md").read_text(), end="")  # noqa: T201
 

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,22 @@ from metalstm.tuning import Choice, curves
 
 FEW, MANY = 10, 30  # meta-val episodes of the two rounds in which a rule is tuned for a start that no row has
 LEARNED = "meta-lstm"
+TASK, EPISODES = Task(5, 5), 100  # of the comparison, and of meta-test
+
+
+def compare(table: Table) -> None:
+    """Make `convergence` and `ablation` of a table whose rows are there, at one task; what is there stays."""
+    results = path(table, "convergence"), path(table, "ablation")
+    if not results[0].exists():
+        _write(results[0], convergence(table, TASK, min(EPISODES, table.budget.test_episodes)))
+    if not results[1].exists():
+        tuned = json.loads(results[0].read_text())["starts"]["theta_0"]
+        _write(results[1], ablation(table, TASK, tuned))
+
+
+def path(table: Table, kind: str) -> Path:
+    """The file of `convergence` or `ablation`."""
+    return table.out / "convergence" / f"{kind}-{TASK}.json"
 
 
 def convergence(table: Table, task: Task, test_episodes: int) -> dict[str, Any]:
@@ -29,7 +46,7 @@ def convergence(table: Table, task: Task, test_episodes: int) -> dict[str, Any]:
     each start. The Meta-LSTM was trained for its own number of steps, and is drawn beyond it.
 
     Args:
-        table: With the Meta-LSTM and the pre-trained network, trained here if they are not yet.
+        table: With the rows of the Meta-LSTM and of nearest neighbour.
         task: The episodes.
         test_episodes: Of meta-test, that the curves are means of.
 
@@ -37,11 +54,10 @@ def convergence(table: Table, task: Task, test_episodes: int) -> dict[str, Any]:
         `points`, `meta_lstm_steps`, `episodes`, and for each start and optimiser its `curves` (means), `choice`, and
         the query `accuracy` at its best step with `ci95` and `per_episode`.
     """
-    method, config, _ = checkpoint.load_method(table.train(select("meta-lstm")[0], task))
-    pretrained, pretrained_config, _ = checkpoint.load_method(table.train(select("nearest-neighbor")[0], task))
-    assert isinstance(method, GradientMethod)
-    assert isinstance(method.optimizer, MetaLSTM)
+    method, config = _meta_lstm(table, task)
+    pretrained, pretrained_config, _ = checkpoint.load_method(table.checkpoint(select("nearest-neighbor")[0], task))
     assert isinstance(pretrained, Pretrained)
+    pretrained.to(table.device)
     fresh = _at_random(method, config)
     with_head = table.untuned(task, pretrained_config, pretrained)
     assert isinstance(with_head, GradientMethod)
@@ -54,15 +70,14 @@ def convergence(table: Table, task: Task, test_episodes: int) -> dict[str, Any]:
     for start, from_there in starts.items():
         result[start] = {}
         for name in (LEARNED, *RULES):
-            path = table.out / "convergence" / f"{start}-{name}-{task}.json"
-            if not path.exists():
+            file = table.out / "convergence" / f"{start}-{name}-{task}.json"
+            if not file.exists():
                 rival = copy.deepcopy(from_there)
                 rival.epochs, rival.batch_size = points[-1], None
                 choice = None
                 if name == LEARNED:
-                    rival.optimizer = copy.deepcopy(method.optimizer)
-                    if start == "pretrained":  # its layers have other lengths
-                        rival.optimizer = _relaid(rival.optimizer, with_head)
+                    # From `pretrained` the layers have other lengths.
+                    rival.optimizer = _relaid(method, with_head if start == "pretrained" else method)
                 else:
                     if start == "pretrained":  # as its row of the table
                         (row,) = select(f"finetune-{name}")
@@ -82,14 +97,26 @@ def convergence(table: Table, task: Task, test_episodes: int) -> dict[str, Any]:
                     "per_episode": accuracy.per_episode,
                     "curves": {key: values.mean(0).tolist() for key, values in read._asdict().items()},
                 }
-                checkpoint.write(path, (json.dumps(entry) + "\n").encode())
-            result[start][name] = json.loads(path.read_text())
+                _write(file, entry)
+            result[start][name] = json.loads(file.read_text())
     return {
         "points": points,
         "meta_lstm_steps": method.epochs,
         "episodes": test_episodes,
         "starts": result,
     }
+
+
+def _meta_lstm(table: Table, task: Task) -> tuple[GradientMethod, RunConfig]:
+    """The Meta-LSTM as it was tested, and its configuration."""
+    method, config, _ = checkpoint.load_method(table.checkpoint(select("meta-lstm")[0], task))
+    assert isinstance(method, GradientMethod)
+    assert isinstance(method.optimizer, MetaLSTM)
+    return method.to(table.device).eval(), config
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    checkpoint.write(file, (json.dumps(values) + "\n").encode())
 
 
 def _at_random(method: GradientMethod, config: RunConfig) -> GradientMethod:
@@ -102,13 +129,21 @@ def _at_random(method: GradientMethod, config: RunConfig) -> GradientMethod:
     return fresh.to(method.moments_0.device).eval()
 
 
-def _relaid(optimizer: MetaLSTM, method: GradientMethod) -> MetaLSTM:
-    """A copy of a learned optimiser for a learner whose layers have other lengths, but the same names."""
-    optimizer = copy.deepcopy(optimizer)
-    assert isinstance(method.learner, Conv4)
+def _relaid(method: GradientMethod, other: GradientMethod) -> MetaLSTM:
+    """A copy of a method's learned optimiser for the learner of another, whose layers have the same names."""
+    optimizer = copy.deepcopy(method.optimizer)
+    assert isinstance(optimizer, MetaLSTM)
+    assert isinstance(other.learner, Conv4)
     if optimizer.layers is not None:
-        optimizer.layers = method.learner.lengths
+        optimizer.layers = other.learner.lengths
     return optimizer
+
+
+def unforgetting(method: GradientMethod) -> None:
+    """Let a Meta-LSTM forget nothing: f = 1, exactly, whatever it sees."""
+    assert isinstance(method.optimizer, MetaLSTM)
+    method.optimizer.weight_f.zero_()
+    method.optimizer.bias_f.fill_(1e4)  # not infinite: the next step takes f before its sigmoid times its weight
 
 
 def ablation(table: Table, task: Task, tuned: dict[str, Any]) -> dict[str, Any]:
@@ -123,22 +158,13 @@ def ablation(table: Table, task: Task, tuned: dict[str, Any]) -> dict[str, Any]:
         For `whole`, `theta_0 only` (the tuned rule that is best from there instead of the learned one), `gates only`
         (random weights instead of theta_0), `f = 1` (no forgetting): `accuracy`, `ci95`, `per_episode`.
     """
-    path = table.out / "convergence" / f"ablation-{task}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    method, config, _ = checkpoint.load_method(table.train(select("meta-lstm")[0], task))
-    assert isinstance(method, GradientMethod)
+    method, config = _meta_lstm(table, task)
 
     def varied(change: Callable[[GradientMethod], None]) -> GradientMethod:
         other = copy.deepcopy(method)
         with torch.no_grad():
             change(other)
         return other
-
-    def unforgetting(other: GradientMethod) -> None:
-        assert isinstance(other.optimizer, MetaLSTM)
-        other.optimizer.weight_f.zero_()
-        other.optimizer.bias_f.fill_(torch.inf)
 
     best = max((Choice(**tuned[rule]["choice"]) for rule in RULES), key=lambda choice: choice.meta_val)
 
@@ -157,5 +183,4 @@ def ablation(table: Table, task: Task, tuned: dict[str, Any]) -> dict[str, Any]:
     for name, variant in variants.items():
         accuracy = evaluate(variant, sampler, table.budget.test_episodes, f"ablation, {task}: {name}")
         result[name] = {"accuracy": accuracy.mean, "ci95": accuracy.ci95, "per_episode": accuracy.per_episode}
-    checkpoint.write(path, (json.dumps(result) + "\n").encode())
     return result

@@ -37,8 +37,8 @@ class Accuracy:
     @property
     def ci95(self) -> float:
         """Half the width of the 95 % confidence interval: 1.96 * std(ddof 1) / sqrt(n)."""
-        n = len(self.per_episode)
-        return 1.96 * sqrt(sum((a - self.mean) ** 2 for a in self.per_episode) / (n - 1) / n) if n > 1 else float("inf")
+        n, mean = len(self.per_episode), self.mean
+        return 1.96 * sqrt(sum((a - mean) ** 2 for a in self.per_episode) / (n - 1) / n) if n > 1 else float("inf")
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} +- {self.ci95:.2f} %"

@@ -12,8 +12,8 @@ from metalstm import checkpoint, recipes
 from metalstm.console import console
 from metalstm.datasets import MetaSets
 from metalstm.episodes import Episode, EpisodeSampler
-from metalstm.errors import unknown
-from metalstm.evaluation import EPISODES, evaluate, evaluate_checkpoint, measured
+from metalstm.errors import UserError, unknown
+from metalstm.evaluation import EPISODES, allow_tf32, evaluate, evaluate_checkpoint, measured
 from metalstm.methods import GradientMethod, HeadOnly, Method, PixelNearestNeighbor, Pretrained, build
 from metalstm.optimizers import InnerOptimizer
 from metalstm.recipes import FinetuneSettings, Precision, RunConfig
@@ -137,15 +137,16 @@ class Table:
         """
         path = self.result(row, task, seed)
         name = path.stem
-        if path.exists():
-            return json.loads(path.read_text())
+        if there := self.read(path):
+            return there
         started = time.monotonic()
         if row.method == "pixels":
             result: dict[str, Any] = self._test_pixels(task)
         else:
             run = self.train(row, task, seed)
-            file = self.out / "checkpoints" / f"{name}.safetensors"
+            file = self.checkpoint(row, task, seed)
             facts = self._choose(row, task, run, file)
+            facts["train_seconds"] = sum(_last_line(part)["seconds"] for part, _ in self.trainings(row, task, seed))
             console.print(f"{name}: chosen on meta-val: {facts['chosen']}; now meta-test is opened", soft_wrap=True)
             result = evaluate_checkpoint(
                 file,
@@ -167,43 +168,62 @@ class Table:
         """The file of a result."""
         return self.out / "rows" / f"{_named(row.name, task, seed)}.json"
 
+    def checkpoint(self, row: Row, task: Task, seed: int | None = None) -> Path:
+        """The file of what is tested."""
+        return self.out / "checkpoints" / f"{_named(row.name, task, seed)}.safetensors"
+
+    def read(self, path: Path) -> dict[str, Any] | None:
+        """A result, if it is there.
+
+        Raises:
+            UserError: It is of another table: other data, other or fewer episodes.
+        """
+        if not path.exists():
+            return None
+        result = json.loads(path.read_text())
+        mine = {"data": self.meta_sets.name, "episodes": self.budget.test_episodes, "seed": self.seed}
+        if different := {key: result[key] for key, value in mine.items() if result[key] != value}:
+            asked = ", ".join(f"{key} {mine[key]}" for key in different)
+            raise UserError(
+                f"{path} was made with {', '.join(f'{key} {value}' for key, value in different.items())}, but this "
+                f"table is of {asked}: pass another --out"
+            )
+        return result
+
     def seconds(self, run: Path, config: RunConfig) -> float:
         """How long a training will take at the most, by a step of it and what its run has done already."""
-        seconds = 0.0
-        if config.training.pretrain:
-            seconds = self.seconds(*self._pretraining(config))
         done = _last_line(run)["episode"] if (run / "metrics.jsonl").exists() else 0
         left = step_seconds(config, self.meta_sets, self.device) * max(0, config.training.episodes - done)
         minutes = config.training.minutes
-        return seconds + (left if minutes is None else min(left, 60 * minutes))
+        return left if minutes is None else min(left, 60 * minutes)
 
     def train(self, row: Row, task: Task, seed: int | None = None) -> Path:
-        """The run folder of a training, which is done, or gone on with, if it has not ended yet."""
-        config = self.config(row, task, self.seed if seed is None else seed)
-        out = self.run(row, task, seed)
-        start = None
-        if config.training.pretrain:
-            start, first = self._pretraining(config)
-            train(first, self.meta_sets, start, resume=True, device=self.device)
-        train(config, self.meta_sets, out, resume=True, device=self.device, pretrained=start)
+        """The run folder of a row, which is trained, or gone on with, if that has not ended yet."""
+        allow_tf32(self.precision)
+        out = None
+        for out_of_next, config in self.trainings(row, task, seed):
+            train(config, self.meta_sets, out_of_next, resume=True, device=self.device, pretrained=out)
+            out = out_of_next
+        assert out is not None
         return out
+
+    def trainings(self, row: Row, task: Task, seed: int | None = None) -> list[tuple[Path, RunConfig]]:
+        """Run folders and configurations of what a row needs: perhaps a pre-training, then its own training."""
+        if row.method == "pixels":
+            return []
+        config = self.config(row, task, self.seed if seed is None else seed)
+        if not config.training.pretrain:
+            return [(self.run(row, task, seed), config)]
+        start = Row("", "", "pretrained", row.recipe, filters=config.settings.filters)
+        return [*self.trainings(start, PRETRAINING, seed), (self.run(row, task, seed), config)]
 
     def run(self, row: Row, task: Task, seed: int | None = None) -> Path:
         """The run folder of a training; that of a pre-training serves all rows and tasks of its seed."""
         if row.method == "pretrained":
-            return self._pretrained(self.config(row, task, self.seed if seed is None else seed))
+            filters = self.config(row, PRETRAINING, self.seed).settings.filters
+            return self.out / "runs" / _named(f"start-{row.recipe}-{filters}f", PRETRAINING, seed)
         name = f"{row.method}-{row.recipe}" + (f"-{row.filters}f" if row.filters else "")
         return self.out / "runs" / _named(name, task, seed)
-
-    def _pretraining(self, config: RunConfig) -> tuple[Path, RunConfig]:
-        """The run that another starts from: where, and its configuration."""
-        row = Row("", "", "pretrained", config.recipe, filters=config.settings.filters)
-        return self._pretrained(config), self.config(row, PRETRAINING, config.seed)
-
-    def _pretrained(self, config: RunConfig) -> Path:
-        """The folder of a pre-training, that runs of one seed, at whatever task, start from."""
-        seed = None if config.seed == self.seed else config.seed
-        return self.out / "runs" / _named(f"start-{config.recipe}-{config.settings.filters}f", PRETRAINING, seed)
 
     def config(self, row: Row, task: Task, seed: int) -> RunConfig:
         """Of a training: its recipe within the budget."""
@@ -233,10 +253,7 @@ class Table:
         """Write the checkpoint that is to be tested, and tell how it was chosen."""
         method, config, meta = checkpoint.load_method(run)
         last = _last_line(run)
-        facts: dict[str, Any] = {"train_seconds": last["seconds"], "train_episodes": last["episode"]}
-        facts["train_precision"] = self.precision
-        if config.training.pretrain:
-            facts["train_seconds"] += _last_line(self._pretrained(config))["seconds"]
+        facts: dict[str, Any] = {"train_episodes": last["episode"], "train_precision": self.precision}
         if row.rules:
             assert isinstance(method, Pretrained)
             choice = self.tune_finetuning(row, task, config, method)
@@ -271,6 +288,7 @@ class Table:
 
     def tune(self, rule: str, method: Method, task: Task, description: str) -> Choice:
         """Settings of a rule on meta-val, for a method whose own optimiser is of no account."""
+        allow_tf32(self.precision)
         sampler = self.episodes("meta-val", task)
         episodes: Callable[[int], Episode] = sampler.__getitem__
         if isinstance(method, HeadOnly):
@@ -349,7 +367,7 @@ def select(only: str | None) -> tuple[Row, ...]:
 
 
 def make(table: Table, chosen: Sequence[Row], seeds: Sequence[int]) -> None:
-    """Make all results of some rows, the quick ones first, saying how far it is.
+    """Make all results of some rows, saying how far it is.
 
     Args:
         table: Where.
@@ -360,18 +378,18 @@ def make(table: Table, chosen: Sequence[Row], seeds: Sequence[int]) -> None:
         (row, task, None) for task in tasks(table.meta_sets.name) for row in chosen if row in rows(task)
     ]
     jobs += [(row, Task(5, 5), seed) for seed in seeds for row in chosen if row.name == "meta-lstm"]
-    missing = [job for job in jobs if not table.result(*job).exists()]
+    missing = [job for job in jobs if table.read(table.result(*job)) is None]
+    needed = {job: dict(table.trainings(*job)) for job in missing}
     left: dict[Path, float] = {}  # seconds of each training, which several rows may share
-    for row, task, seed in missing:
-        run = table.run(row, task, seed)
-        if row.method != "pixels" and run not in left:
-            left[run] = table.seconds(run, table.config(row, task, table.seed))
-    for number, (row, task, seed) in enumerate(missing):
-        name = table.result(row, task, seed).stem
+    for runs in needed.values():
+        left |= {run: table.seconds(run, config) for run, config in runs.items() if run not in left}
+    for number, job in enumerate(missing):
         hours = _hours(sum(left.values()))
+        name = table.result(*job).stem
         console.print(f"[{number + 1}/{len(missing)}] {name}; at most {hours} of training to go", soft_wrap=True)
-        table.make(row, task, seed)
-        left.pop(table.run(row, task, seed), None)
+        table.make(*job)
+        for run in needed[job]:
+            left.pop(run, None)
 
 
 def _last_line(run: Path) -> dict[str, Any]:

@@ -2,24 +2,23 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from statistics import stdev
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from metalstm import checkpoint, provenance, report
-from metalstm.convergence import LEARNED, ablation, convergence
+from metalstm import checkpoint, convergence, provenance, report
+from metalstm.convergence import LEARNED
 from metalstm.episodes import EpisodeSampler
-from metalstm.evaluation import confusion
+from metalstm.evaluation import Accuracy, confusion
 from metalstm.methods import GradientMethod
 from metalstm.optimizers import MetaLSTM
 from metalstm.report import Strong
 from metalstm.table import PRETRAINING, ROWS, Table, Task, rows, select, tasks
 
 Results = dict[Task, dict[str, dict[str, Any]]]  # task -> name of a row -> what was measured
-GATE_TASKS, CONFUSION_EPISODES, CURVE_EPISODES = 50, 200, 100
+GATE_TASKS, CONFUSION_EPISODES = 50, 200
 OPTIMIZERS = {LEARNED: "Meta-LSTM", "sgd": "SGD", "momentum": "momentum", "adagrad": "Adagrad"}
 OPTIMIZERS |= {"adadelta": "Adadelta", "adam": "Adam"}
 STARTS = {"random": "random weights", "pretrained": "pre-trained weights", "theta_0": "the Meta-LSTM's theta_0"}
@@ -27,8 +26,8 @@ STARTS = {"random": "random weights", "pretrained": "pre-trained weights", "thet
 
 def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
     """Mean of paired differences, and half the width of its 95 % interval."""
-    gaps = np.array(one) - np.array(other)
-    return float(gaps.mean()), float(1.96 * gaps.std(ddof=1) / sqrt(len(gaps)))
+    gaps = Accuracy([a - b for a, b in zip(one, other, strict=True)])
+    return gaps.mean, gaps.ci95
 
 
 def bold(results: Mapping[str, dict[str, Any]]) -> set[str]:
@@ -46,27 +45,19 @@ def collect(table: Table) -> Results:
     for task in tasks(table.meta_sets.name):
         results[task] = {}
         for row in rows(task):
-            path = table.result(row, task)
-            if path.exists():
-                results[task][row.name] = json.loads(path.read_text())
+            if there := table.read(table.result(row, task)):
+                results[task][row.name] = there
     return results
 
 
-def write(table: Table, seeds: Sequence[int], whole: bool) -> None:
-    """Write `table.md`, `table.json` and `report.html` from what is there.
-
-    Args:
-        table: What was made.
-        seeds: Of further trainings of the Meta-LSTM, which are there.
-        whole: Whether all rows are there, so that the optimisers can be compared too.
-    """
+def write(table: Table) -> None:
+    """Write `table.md`, `table.json` and `report.html` from what is there."""
     results = collect(table)
-    spread = _spread(table, seeds)
-    curves, ablations = {}, {}
-    if whole:
-        task = Task(5, 5)
-        curves[task] = convergence(table, task, min(CURVE_EPISODES, table.budget.test_episodes))
-        ablations[task] = ablation(table, task, curves[task]["starts"]["theta_0"])
+    spread = _spread(table)
+    there = {kind: convergence.path(table, kind) for kind in ("convergence", "ablation")}
+    curves, ablations = (
+        {convergence.TASK: json.loads(path.read_text())} if path.exists() else {} for path in there.values()
+    )
     values = {
         "data": table.meta_sets.name,
         "quick": table.budget.train_episodes is not None,
@@ -126,9 +117,11 @@ def _blocks(
     for task, curve in curves.items():
         blocks += [
             report.Heading(f"How fast does each optimiser learn? {_words(task)}"),
-            "Mean query accuracy at the number of inner steps that was best on meta-val, in brackets, over "
-            f"{curve['episodes']} meta-test episodes. All fixed rules are tuned on meta-val for each start. Only the "
-            "last column tells the learned optimiser and the learned start apart.",
+            f"Mean query accuracy over {curve['episodes']} meta-test episodes, after as many inner steps as the "
+            "brackets tell: those that the Meta-LSTM was trained for, and those that were best on meta-val for a fixed "
+            "rule. Fixed rules are tuned on meta-val for each start: from pre-trained weights as in the table, from "
+            "the others on fewer episodes. Only the last column tells the learned optimiser and the learned start "
+            "apart.",
             (
                 ("optimiser", *(f"from {start}" for start in STARTS.values())),
                 [
@@ -151,7 +144,12 @@ def _blocks(
                 ],
             ),
         ]
-    blocks += [report.Heading("What was chosen, and what it took"), _choices(results)]
+    blocks += [
+        report.Heading("What was chosen, and what it took"),
+        "Pre-trained networks are chosen by nearest neighbour at 5-way 5-shot, once for all tasks. Minutes include the "
+        "pre-training that a row starts from.",
+        _choices(results),
+    ]
     return blocks
 
 
@@ -200,16 +198,15 @@ def _difference_table(there: dict[str, dict[str, Any]]) -> report.TableBlock:
     return ["", *(labels[name] for name in there)], lines
 
 
-def _spread(table: Table, seeds: Sequence[int]) -> dict[str, Any]:
-    if not seeds:
-        return {}
-    task = Task(5, 5)
-    (row,) = select("meta-lstm")
-    paths = {str(table.seed): table.result(row, task)} | {str(seed): table.result(row, task, seed) for seed in seeds}
-    results = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.exists()}
+def _spread(table: Table) -> dict[str, Any]:
+    (row,), task = select("meta-lstm"), Task(5, 5)
+    own = table.result(row, task)
+    others = sorted(own.parent.glob(f"{own.stem}-seed*.json"))
+    paths = {str(table.seed): own} | {path.stem.split("-seed")[1]: path for path in others}
+    results = {seed: result for seed, path in paths.items() if (result := table.read(path))}
     if len(results) < 2:
         return {}
-    return {"runs": results, "std": float(np.std([result["accuracy"] for result in results.values()], ddof=1))}
+    return {"runs": results, "std": stdev(result["accuracy"] for result in results.values())}
 
 
 def _pictures(table: Table, results: Results) -> list[report.Block]:
