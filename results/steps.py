@@ -20,7 +20,7 @@ from metalstm.table import PRETRAINING, Budget, Table, select
 from metalstm.tuning import READ_AT, Choice, curves
 
 STEPS = (*READ_AT, 30, 40, 60)
-EPISODES = range(100, 200)  # of meta-val; tuning took those before
+EPISODES = range(100, 150)  # of meta-val; tuning took those before
 
 
 def main(folder: Path) -> None:
