@@ -94,13 +94,14 @@ def show(out: Path, name: str) -> None:
 def page(out: Path) -> str:
     """A Markdown page of the results in a folder."""
     text = "# Speed\n\nMade by the commands named below; how to read it: [benchmarks](../../benchmarks/README.md).\n"
-    names = ("cpu.json", "memory.json", "time_to_accuracy.json")
+    names = ("cpu.json", "memory.json", "time_to_accuracy.json", "table_hours.json")
     return "\n".join([text, *(section(out / name) for name in names if (out / name).exists())]).rstrip() + "\n"
 
 
 def section(path: Path) -> str:
     """A JSON file as Markdown."""
     sections = {"cpu": _speed, "memory": _memory, "time_to_accuracy": _time_to_accuracy}
+    sections |= {"table_hours": _table_hours}
     return sections[path.stem](json.loads(path.read_text())).rstrip() + "\n"
 
 
@@ -196,3 +197,19 @@ def _time_to_accuracy(result: dict[str, Any]) -> str:
     ]
     head = f"{result['at']:,} episodes of paper|minutes|times as long as best|as best, mean of three"
     return text + table(head, rows)
+
+
+def _table_hours(result: dict[str, Any]) -> str:
+    text = _origin(result, "How long a table takes") + (
+        f"Hours of `metalstm table` in float32 on random images of {result['size']}x{result['size']}x3, as many "
+        "classes as mini-ImageNet has, if no training loses patience; training and validations, tuning, tests.\n\n"
+    )
+    head, lines = "part|training|validations|tuning|test|all", []
+    named = [(f"pre-training, {name}", parts) for name, parts in result["pretraining"].items()]
+    named += [(f"{row}, {task}", parts) for task, rows in result["columns"].items() for row, parts in rows.items()]
+    for name, parts in [*named, ("comparison of the optimisers, ablation", {"test": result["comparison"]})]:
+        hours = [parts[kind] / 3600 if kind in parts else None for kind in ("train", "validate", "tune", "test")]
+        lines.append(
+            [name, *(f"{each:.2f}" if each is not None else None for each in [*hours, sum(parts.values()) / 3600])]
+        )
+    return text + table(head, lines)
