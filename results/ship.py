@@ -1,6 +1,6 @@
 """Put checkpoints into the package, with their calibration on meta-val.
 
-`python results/ship.py results/omniglot results/cifar-fs` takes the Meta-LSTMs of 5 classes from folders that `metalstm
+`python results/ship.py results/omniglot results/cifar-fs` takes the Meta-LSTMs of 64 filters from folders that `metalstm
 table` made; `python results/ship.py` calibrates those anew that are in the package. METALSTM_DATA names the data.
 """
 
@@ -36,6 +36,6 @@ if __name__ == "__main__":
     kernels.build()
     kernels.keep_memory()
     tables = [Path(table) for table in sys.argv[1:]]
-    sources = [table / "checkpoints" / f"meta-lstm-5w{n_shot}s.safetensors" for table in tables for n_shot in SHOTS]
+    sources = [table / "checkpoints" / f"meta-lstm-64-5w{n_shot}s.safetensors" for table in tables for n_shot in SHOTS]
     for source in sources or checkpoint.shipped().values():
         ship(source)

@@ -17,6 +17,14 @@ def test_the_temperature_is_that_which_the_labels_were_drawn_by():
     assert fit_temperature(logits / 50, y) == pytest.approx(2.5 / 50, rel=0.05)
 
 
+def test_one_that_was_always_right_is_not_sure_of_everything():
+    n = 98
+    y = torch.arange(n) % 2
+    logits = 10 * torch.eye(2, dtype=torch.float64)[y]
+    # The least cross-entropy is where the wrong class has its share of the doubt, half of 1 / (n + 2).
+    assert fit_temperature(logits, y) == pytest.approx(10 / math.log(2 * (n + 2) - 1), rel=1e-3)
+
+
 def test_the_expected_calibration_error_by_hand():
     confidence = torch.tensor([0.95, 0.95, 0.55, 0.55], dtype=torch.float64)
     right = torch.tensor([True, False, True, True])

@@ -14,11 +14,10 @@ import pytest
 from PIL import Image
 
 from helpers import Commands, flags
-from metalstm import cli, datasets, mini_imagenet, recipes
+from metalstm import cli, datasets, mini_imagenet
 from metalstm.datasets import SPLITS, check, describe, fetch, load
 from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError
-from metalstm.evaluation import EPISODES
 
 HOW = "as docs/mini-imagenet.md says"
 ROOT = Path(__file__).parents[1]

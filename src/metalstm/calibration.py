@@ -105,11 +105,16 @@ def nearest(entries: Sequence[dict[str, Any]], n_way: int, n_shot: float) -> dic
 
 
 def fit_temperature(logits: Float[Tensor, "n n_way"], y: Int[Tensor, " n"]) -> float:
-    """The temperature T at which softmax(logits / T) has the least cross-entropy, which has one minimum in T."""
+    """The temperature T at which softmax(logits / T) has the least cross-entropy, which has one minimum in T.
+
+    Targets are short of 1 by as little as so many right answers allow (Platt 1999): without that, a learner that was
+    always right would be sure of everything.
+    """
+    doubt = 1 / (len(y) + 2)
     low, high = log(1e-2), log(1e2)
     while high - low > 1e-4:
         third = (high - low) / 3
-        losses = [F.cross_entropy(logits / exp(t), y) for t in (low + third, high - third)]
+        losses = [F.cross_entropy(logits / exp(t), y, label_smoothing=doubt) for t in (low + third, high - third)]
         low, high = (low, high - third) if losses[0] < losses[1] else (low + third, high)
     return exp((low + high) / 2)
 
