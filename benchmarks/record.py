@@ -100,8 +100,12 @@ def page(out: Path) -> str:
 
 def section(path: Path) -> str:
     """A JSON file as Markdown."""
-    sections = {"cpu": _speed, "memory": _memory, "time_to_accuracy": _time_to_accuracy}
-    sections |= {"table_hours": _table_hours}
+    sections = {
+        "cpu": _speed,
+        "memory": _memory,
+        "time_to_accuracy": _time_to_accuracy,
+        "table_hours": _table_hours,
+    }
     return sections[path.stem](json.loads(path.read_text())).rstrip() + "\n"
 
 
@@ -207,7 +211,7 @@ def _table_hours(result: dict[str, Any]) -> str:
     head, lines = "part|training|validations|tuning|test|all", []
     named = [(f"pre-training, {name}", parts) for name, parts in result["pretraining"].items()]
     named += [(f"{row}, {task}", parts) for task, rows in result["columns"].items() for row, parts in rows.items()]
-    for name, parts in [*named, ("comparison of the optimisers, ablation", {"test": result["comparison"]})]:
+    for name, parts in [*named, ("comparison of the optimisers, ablation", {"all": result["comparison"]})]:
         hours = [parts[kind] / 3600 if kind in parts else None for kind in ("train", "validate", "tune", "test")]
         lines.append(
             [name, *(f"{each:.2f}" if each is not None else None for each in [*hours, sum(parts.values()) / 3600])]

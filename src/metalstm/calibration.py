@@ -107,8 +107,8 @@ def nearest(entries: Sequence[dict[str, Any]], n_way: int, n_shot: float) -> dic
 def fit_temperature(logits: Float[Tensor, "n n_way"], y: Int[Tensor, " n"]) -> float:
     """The temperature T at which softmax(logits / T) has the least cross-entropy, which has one minimum in T.
 
-    Targets are short of 1 by as little as so many right answers allow (Platt 1999): without that, a learner that was
-    always right would be sure of everything.
+    Targets fall short of 1 by a doubt of 1 / (n + 2), in the way of Platt 1999: without it, a learner that was always
+    right would be sure of everything.
     """
     doubt = 1 / (len(y) + 2)
     low, high = log(1e-2), log(1e2)

@@ -264,7 +264,10 @@ def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | 
     seconds = 0.0
     for number in range(2):
         start = time.perf_counter()
-        method(sampler[number])[0].backward()
+        loss, _ = method(sampler[number])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(method.parameters(), math.inf)
         optimizer.step()
         seconds = time.perf_counter() - start
     return seconds
