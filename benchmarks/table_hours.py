@@ -114,7 +114,7 @@ def trajectory(table: Table, method: Method, task: Task, rounds: int) -> float:
 
 
 def comparison(table: Table, rounds: int) -> float:
-    """Seconds, roughly, of the comparison of the optimisers, whose rules are tuned from two starts, and of the ablation."""
+    """Seconds, roughly, of comparing the optimisers, whose rules are tuned from two starts, and of the ablation."""
     task = convergence.TASK
     (learned,), (nearest,) = select("meta-lstm"), select("nearest-neighbor")
     method = build(table.config(learned, task, table.seed))

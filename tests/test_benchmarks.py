@@ -14,6 +14,7 @@ import flops
 from contenders import Task
 from metalstm.methods import build
 from metalstm.recipes import RunConfig
+from metalstm.table import ROWS
 from reference import meta_lstm_autograd
 from reference.conv4 import Conv4
 
@@ -111,3 +112,22 @@ def test_speed_measures_and_writes_it_all(tmp_path: Path):
     page = (tmp_path / "README.md").read_text()
     assert "| 16x16x1 1-shot | reference |" in page
     assert "nan" not in page
+
+
+def test_table_hours_measures_every_part_of_every_row(tmp_path: Path):
+    words = ["--size", "16", "--rounds", "1", "--threads", "1", "--out", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "table_hours.py"), *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    measured = json.loads((tmp_path / "table_hours.json").read_text())
+    assert measured["pretraining"].keys() == {"32 filters", "64 filters"}
+    assert measured["columns"].keys() == {"5w1s", "5w5s"}
+    for column in measured["columns"].values():
+        assert column.keys() == {row.name for row in ROWS}
+        for name, parts in column.items():
+            trained = name.startswith(("meta-lstm", "matching-net"))
+            expected = {"train", "validate"} if trained else {"tune"} if name.startswith("finetune") else set()
+            assert parts.keys() == expected | {"test"}
+            assert all(seconds > 0 for seconds in parts.values())
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    assert sum(line.startswith("| ") for line in lines) == 2 + 2 + 2 * len(ROWS) + 1
