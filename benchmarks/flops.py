@@ -62,7 +62,7 @@ def training_episode(config: RunConfig) -> int:
     costs = layers(config.image_shape, config.n_way, settings.filters)
     n_support = config.n_way * config.n_shot
     n_params = learner.n_body + config.n_way * (learner.n_features + 1)
-    n_steps = settings.epochs * ceil(n_support / settings.batch_size)
+    n_steps = settings.epochs * ceil(n_support / (settings.batch_size or n_support))
     gradient = forward_backward(costs) + (hessian_vector(costs) if settings.order == 2 else 0)
     moments = forward_backward(costs[:-1]) if settings.train_query_norm == "support" else 0
     return (

@@ -58,6 +58,14 @@ def test_operations_of_an_episode_are_those_that_torch_counts(shape: str, n_shot
     assert expected == counted(config, order)
 
 
+@pytest.mark.parametrize("n_shot", [1, 5])
+def test_the_whole_support_set_at_once_is_a_step_an_epoch(n_shot: int):
+    whole = Task("16x20x3", n_shot).config("best")
+    assert whole.settings.batch_size is None
+    as_many = replace(whole, settings=replace(whole.settings, batch_size=5 * n_shot))
+    assert flops.training_episode(whole) == flops.training_episode(as_many)
+
+
 def test_support_moments_cost_the_convolutions_once_more():
     config = Task("28x28x1", 1).config("paper")
     with_moments = replace(config, settings=replace(config.settings, train_query_norm="support"))
