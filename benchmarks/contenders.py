@@ -28,6 +28,7 @@ from metalstm.datasets import ImagesByClass
 from metalstm.episodes import Episode, EpisodeSampler
 from metalstm.methods import GradientMethod, build
 from metalstm.recipes import Precision, RunConfig
+from metalstm.training import outer_step
 
 WARM_UP = 3  # episodes of a contender before the clock starts
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -74,11 +75,16 @@ class Task:
         n_classes, n_images = (3200, 20) if channels == 1 else (64, 600)
         if small:
             n_classes, n_images = self.n_way, self.n_shot + self.n_query
-        pixels = np.random.default_rng(0).integers(0, 256, (n_classes * n_images, height, width, channels), np.uint8)
-        starts = np.arange(n_classes) * n_images
-        names = tuple(f"{k:04}" for k in range(n_classes))
-        images = ImagesByClass(pixels, names, np.stack([starts, starts + n_images], 1), "random")
+        images = random_images(n_classes, n_images, (height, width, channels))
         return EpisodeSampler(images, self.n_way, self.n_shot, self.n_query)
+
+
+def random_images(n_classes: int, n_images: int, shape: tuple[int, int, int]) -> ImagesByClass:
+    """So many images of each class, of height, width and channels, in memory."""
+    pixels = np.random.default_rng(0).integers(0, 256, (n_classes * n_images, *shape), np.uint8)
+    starts = np.arange(n_classes) * n_images
+    names = tuple(f"{k:04}" for k in range(n_classes))
+    return ImagesByClass(pixels, names, np.stack([starts, starts + n_images], 1), "random")
 
 
 def ready(config: RunConfig) -> GradientMethod:
@@ -94,15 +100,6 @@ def outer_optimizer(method: GradientMethod, config: RunConfig) -> torch.optim.Op
     own = [p for name, p in method.named_parameters() if name.startswith("optimizer.")]
     rest = [p for name, p in method.named_parameters() if not name.startswith("optimizer.")]
     return torch.optim.Adam([{"params": rest, "lr": training.lr}, {"params": own, "lr": training.optimizer_lr}])
-
-
-def outer_step(
-    loss: torch.Tensor, method: GradientMethod, optimizer: torch.optim.Optimizer, clip: float | None
-) -> None:
-    """Backward, clip and Adam, as in `metalstm.training`."""
-    optimizer.zero_grad()
-    loss.backward()
-    update(method, optimizer, clip)
 
 
 def update(method: GradientMethod, optimizer: torch.optim.Optimizer, clip: float | None) -> None:

@@ -212,8 +212,6 @@ def _table_hours(result: dict[str, Any]) -> str:
     named = [(f"pre-training, {name}", parts) for name, parts in result["pretraining"].items()]
     named += [(f"{row}, {task}", parts) for task, rows in result["columns"].items() for row, parts in rows.items()]
     for name, parts in [*named, ("comparison of the optimisers, ablation", {"all": result["comparison"]})]:
-        hours = [parts[kind] / 3600 if kind in parts else None for kind in ("train", "validate", "tune", "test")]
-        lines.append(
-            [name, *(f"{each:.2f}" if each is not None else None for each in [*hours, sum(parts.values()) / 3600])]
-        )
+        seconds = [*map(parts.get, ("train", "validate", "tune", "test")), sum(parts.values())]
+        lines.append([name, *(None if each is None else f"{each / 3600:.2f}" for each in seconds)])
     return text + table(head, lines)

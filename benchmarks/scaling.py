@@ -25,6 +25,7 @@ import contenders
 import record
 from metalstm import distributed
 from metalstm.checkpoint import write
+from metalstm.training import outer_step
 
 TASK = contenders.Task("32x32x3", 5)
 GROUPS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}
@@ -134,7 +135,7 @@ def _work(
         numbers = range(done, done + meta_batch)
         mine = distributed.share(numbers)
         loss, _ = model(sampler.batch(mine))
-        contenders.outer_step(loss * (len(mine) * size / meta_batch), method, optimizer, config.training.clip)
+        outer_step(loss * (len(mine) * size / meta_batch), method, optimizer, config.training.clip)
         distributed.highest(0.0, 0.0)
         done = numbers.stop
 

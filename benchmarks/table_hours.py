@@ -7,14 +7,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
 
 import record
+from contenders import random_images
 from metalstm import convergence, kernels, tuning
 from metalstm.console import console
-from metalstm.datasets import ImagesByClass, MetaSets
+from metalstm.datasets import MetaSets
 from metalstm.evaluation import evaluate
 from metalstm.methods import GradientMethod, HeadOnly, Method, PixelNearestNeighbor, Pretrained, build
 from metalstm.optimizers import RULES
@@ -24,7 +24,6 @@ from speed import timed
 
 CLASSES = {"meta-train": 64, "meta-val": 16, "meta-test": 20}
 IMAGES = 40  # of a class: how many there are makes no difference to the time of an episode
-RATES, DECAYS = len(tuning.HALF_DECADES["sgd"]), tuning.KEPT * (len(tuning.DECAYS) - 1)  # that a search follows
 
 
 def main(out: Path = Path("results/speed"), size: int = 84, rounds: int = 3, threads: int = 2) -> None:
@@ -43,11 +42,12 @@ def main(out: Path = Path("results/speed"), size: int = 84, rounds: int = 3, thr
     pretraining: dict[str, Any] = {}
     result = record.circumstances(threads) | {"size": size, "rounds": rounds}
     result |= {"pretraining": pretraining, "columns": columns}
+    splits = {split: random_images(n_classes, IMAGES, (size, size, 3)) for split, n_classes in CLASSES.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        table = Table(random_images(size), Path(scratch))
+        table = Table(MetaSets("mini-imagenet", splits, "none", "random"), Path(scratch))
         for row in (*select("meta-lstm"), *select("meta-lstm-64")):
-            start, filters = table.trainings(row, PRETRAINING)[0], table.config(row, PRETRAINING, 0).settings.filters
-            pretraining[f"{filters} filters"] = training(table, *start, PRETRAINING, rounds)
+            run, config = table.trainings(row, PRETRAINING)[0]
+            pretraining[f"{config.settings.filters} filters"] = training(table, run, config, PRETRAINING, rounds)
         for task in tasks("mini-imagenet"):
             columns[str(task)] = {}
             for row in rows(task):
@@ -56,17 +56,6 @@ def main(out: Path = Path("results/speed"), size: int = 84, rounds: int = 3, thr
         result["comparison"] = comparison(table, rounds)
     record.save(out, "table_hours.json", result)
     record.show(out, "table_hours.json")
-
-
-def random_images(size: int) -> MetaSets:
-    """Meta-sets of as many classes as mini-ImageNet's."""
-    random, splits = np.random.default_rng(0), {}
-    for split, n_classes in CLASSES.items():
-        pixels = random.integers(0, 256, (n_classes * IMAGES, size, size, 3), np.uint8)
-        starts = np.arange(n_classes) * IMAGES
-        names = tuple(f"{k:04}" for k in range(n_classes))
-        splits[split] = ImagesByClass(pixels, names, np.stack([starts, starts + IMAGES], 1), "random")
-    return MetaSets("mini-imagenet", splits, "none", "random")
 
 
 def line(table: Table, row: Row, task: Task, rounds: int) -> dict[str, float]:
@@ -80,13 +69,16 @@ def line(table: Table, row: Row, task: Task, rounds: int) -> dict[str, float]:
     if not row.rules:
         return {"test": testing(table, method, task, rounds)}
     budget, tuned = table.budget, table.untuned(task, config, method, row.head_only)
-    episodes = (RATES + DECAYS) * budget.few + tuning.KEPT * (budget.many - budget.few)
-    tune = episodes * trajectory(table, tuned, task, rounds)
-    if isinstance(
-        tuned, HeadOnly
-    ):  # whose trajectories are of features; each rule makes those of all its episodes once
+    tune = followed(budget.few, budget.many) * trajectory(table, tuned, task, rounds)
+    if isinstance(tuned, HeadOnly):  # trajectories are of features, which each rule makes once of all its episodes
         tune += budget.many * typical(partial(tuned.embedded, table.episodes("meta-val", task)[0]), rounds)
     return {"tune": len(row.rules) * tune, "test": testing(table, tuned, task, rounds)}
+
+
+def followed(few: int, many: int) -> int:
+    """Episodes that `tuning.tune` follows, if no end of the rates is best."""
+    settings = len(tuning.HALF_DECADES["sgd"]) + tuning.KEPT * (len(tuning.DECAYS) - 1)
+    return settings * few + tuning.KEPT * (many - few)
 
 
 def training(table: Table, run: Path, config: RunConfig, task: Task, rounds: int) -> dict[str, float]:
@@ -126,7 +118,7 @@ def comparison(table: Table, rounds: int) -> float:
     large = trajectory(table, table.untuned(task, start, pretrained), task, rounds)
     method.optimizer, method.epochs, method.batch_size = RULES["sgd"](0.01, 0.0), table.budget.read_at[-1], None
     small = trajectory(table, method, task, rounds)
-    search = (RATES + DECAYS) * convergence.FEW + tuning.KEPT * (convergence.MANY - convergence.FEW)
+    search = followed(convergence.FEW, convergence.MANY)
     drawn = convergence.EPISODES * (len(RULES) + 1)
     return 2 * (len(RULES) * search + drawn) * small + drawn * large + 4 * ablation
 

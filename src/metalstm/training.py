@@ -125,10 +125,8 @@ def train(
             torch.manual_seed(numbers.start + distributed.rank())  # of dropout, so that a resumed run has the same
             weight = len(mine) / len(numbers)
             loss, accuracy = model(sampler.batch(mine))
-            optimizer.zero_grad()
-            (loss * (weight * distributed.world_size())).backward()  # the gradient is the mean over the processes
-            norm = torch.nn.utils.clip_grad_norm_(method.parameters(), settings.clip or math.inf)
-            optimizer.step()
+            # The gradient is the mean over the processes.
+            norm = outer_step(loss * (weight * distributed.world_size()), method, optimizer, settings.clip)
             losses.append(loss.detach() * weight)
             accuracies.append(accuracy * weight)
             at["episode"] = numbers.stop
@@ -254,6 +252,17 @@ def _pretrain(config: RunConfig, meta_sets: MetaSets, out: Path, device: torch.d
     train(run, meta_sets, out, resume=True, device=device)
 
 
+def outer_step(
+    loss: torch.Tensor, method: torch.nn.Module, optimizer: torch.optim.Optimizer, clip: float | None
+) -> torch.Tensor:
+    """Backward, clip and step; gives the norm of the meta-gradient before it was clipped."""
+    optimizer.zero_grad()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(method.parameters(), clip or math.inf)
+    optimizer.step()
+    return norm
+
+
 def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | str = "cpu") -> float:
     """How long training takes for an episode, or a mini-batch of pre-training, roughly: by the second of two steps.
 
@@ -265,10 +274,7 @@ def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | 
     for number in range(2):
         start = time.perf_counter()
         loss, _ = method(sampler[number])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(method.parameters(), math.inf)
-        optimizer.step()
+        outer_step(loss, method, optimizer, config.training.clip)
         seconds = time.perf_counter() - start
     return seconds
 
