@@ -1,6 +1,6 @@
 """Whether fine-tuning wants more inner steps than tuning offers: the chosen settings, followed further on meta-val.
 
-    python results/steps.py results/cifar-fs
+    python tools/steps.py results/cifar-fs
 
 The data root is METALSTM_DATA, as for `metalstm`.
 """

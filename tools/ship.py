@@ -1,7 +1,7 @@
 """Put checkpoints into the package, with their calibration on meta-val.
 
-`python results/ship.py results/omniglot results/cifar-fs` takes the Meta-LSTMs of 64 filters from folders that
-`metalstm table` made; `python results/ship.py` calibrates those anew that are in the package. METALSTM_DATA names the
+`python tools/ship.py results/omniglot results/cifar-fs` takes the Meta-LSTMs of 64 filters from folders that
+`metalstm table` made; `python tools/ship.py` calibrates those anew that are in the package. METALSTM_DATA names the
 data.
 """
 
