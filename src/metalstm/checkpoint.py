@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-import os
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,45 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from metalstm.errors import UserError, is_full, unknown
-from metalstm.methods import Method, build
-from metalstm.recipes import RunConfig
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary name, synced, then renamed.
-
-    Raises:
-        UserError: The disk is full, or may not be written to.
-    """
-    path = path.resolve()  # of a link, what it points to
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device cannot be renamed over
-            path.write_bytes(content)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise cannot_write(path, len(content), error) from error
-
-
-def cannot_write(path: Path, size: int, error: OSError) -> UserError:
-    """The error for a file of `size` bytes that the system refuses to write."""
-    mend = "free some space or choose another folder" if is_full(error) else "choose another folder"
-    return UserError(f"cannot write {path} ({size:,} bytes): {error.strerror}: {mend}")
+from metalstm import files, recipes
+from metalstm.errors import UserError, unknown
+from metalstm.methods import Method, RunConfig
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write tensors and plain values to one safetensors file, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write(path, serialize(tensors, metadata={"metalstm": json.dumps(meta)}))
+    files.write(path, serialize(tensors, metadata={"metalstm": json.dumps(meta)}))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -66,6 +36,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if "metalstm" not in metadata:
                 raise ValueError("it has no metadata of metalstm")
             meta = json.loads(metadata["metalstm"])
+            if not isinstance(meta, dict):
+                raise ValueError("its metadata are no object")
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         if not path.exists():
@@ -73,30 +45,52 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is damaged or not a checkpoint of metalstm ({error}): get or train it anew") from error
 
 
-def load_method(name: str | Path) -> tuple[Method, RunConfig, dict[str, Any]]:
+def load_method(name: str | Path, changes: dict[str, Any] | None = None) -> tuple[Method, RunConfig, dict[str, Any]]:
     """The method that a checkpoint holds.
 
     Args:
         name: The name of a shipped checkpoint, a run folder or a file.
+        changes: Settings to be other than the checkpoint's, by name.
 
     Returns:
-        The method in evaluation mode, the configuration of its run, and all plain values of the checkpoint.
+        The method in evaluation mode, its configuration, and all plain values of the checkpoint.
 
     Raises:
-        UserError: The name is unknown, or the file damaged.
+        UserError: The name is unknown, the file damaged, or a setting not one of the method's.
     """
     path = find(name)
     tensors, meta = load(path)
-    if isinstance(meta, dict) and "classes" in meta:
-        raise UserError(f"{path} is a classifier, which has learned, and no meta-learner: metalstm predict takes it")
-    try:
-        config = RunConfig.from_dict(meta["config"])
-        method = build(config)
-        method.load_state_dict(_method_state(tensors))
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, UserError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} does not fit this version of metalstm ({reason}): train it anew") from error
+    if "classes" in meta:
+        raise UserError(f"{path} is a classifier, not a meta-learner: metalstm predict takes it")
+    config = recipes.with_changes(read_config(path, meta), changes or {})
+    with fits(path, "train it anew"):
+        method = recipes.build(config)
+        method.load_state_dict(method_state(tensors))
     return method.eval(), config, meta
+
+
+def read_config(path: Path, meta: dict[str, Any]) -> RunConfig:
+    """The configuration in the plain values of a checkpoint.
+
+    Raises:
+        UserError: There is none, or one that this version does not know.
+    """
+    with fits(path, "train it anew"):
+        return recipes.from_dict(meta["config"])
+
+
+@contextlib.contextmanager
+def fits(path: Path, mend: str) -> Iterator[None]:
+    """Turn whatever goes wrong in making something of a file into one clear line.
+
+    Raises:
+        UserError: The contents do not fit this version.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, UserError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise UserError(f"{path} does not fit this version of metalstm ({reason}): {mend}") from error
 
 
 def shipped() -> dict[str, Path]:
@@ -131,8 +125,8 @@ def sha256(path: Path) -> str:
 
 
 def training_state(method: Method, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All tensors that training goes on from: the method's, and the outer optimiser's per parameter."""
-    state = {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
+    """All tensors that training goes on from: the method's, and the outer optimizer's per parameter."""
+    state = method_tensors(method)
     for index, values in optimizer.state_dict()["state"].items():
         state |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
     return state
@@ -144,7 +138,7 @@ def restore_training_state(method: Method, optimizer: torch.optim.Optimizer, ten
     Raises:
         ValueError: The tensors are of another method, or not all there.
     """
-    # One step that changes nothing lasting makes the optimiser's state, with the names and shapes to hold against.
+    # One step that changes nothing lasting makes the optimizer's state, with the names and shapes to hold against.
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -157,11 +151,16 @@ def restore_training_state(method: Method, optimizer: torch.optim.Optimizer, ten
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
             state.setdefault(int(index), {})[name] = tensor
-    method.load_state_dict(_method_state(tensors))
+    method.load_state_dict(method_state(tensors))
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
 
 
-def _method_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def method_tensors(method: Method) -> dict[str, Tensor]:
+    """A method's tensors under the names that they have in a checkpoint."""
+    return {f"method.{name}": tensor for name, tensor in method.state_dict().items()}
+
+
+def method_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The method's part of what `training_state` gives, under its own names."""
     return {key.removeprefix("method."): tensor for key, tensor in tensors.items() if key.startswith("method.")}
 

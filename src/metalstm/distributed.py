@@ -18,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from metalstm.console import console
-from metalstm.episodes import Episode, Labelled
+from metalstm.episodes import Episode, Labeled
 from metalstm.errors import UserError
 from metalstm.methods import Method
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 def join(device: str) -> str:
-    """Join the other processes, of which torchrun's environment variables tell.
+    """Join the other processes, which torchrun's environment variables name.
 
     Args:
         device: What to compute on; of `cuda` each process of a machine takes its own GPU.
@@ -83,7 +83,7 @@ def share(numbers: range) -> range:
     return numbers[rank() :: world_size()]
 
 
-def wrap(method: Method, batch: Episode | Labelled) -> nn.Module:
+def wrap(method: Method, batch: Episode | Labeled) -> nn.Module:
     """The method with gradients that are the mean over all processes, and its weights those of process 0.
 
     Args:
@@ -96,8 +96,9 @@ def wrap(method: Method, batch: Episode | Labelled) -> nn.Module:
     if world_size() > 2:
         # After its first backward pass it sorts gradients anew, and sums of more than two round otherwise from then on.
         # Thrown away, that pass makes a resumed run sum as an uninterrupted one does.
-        model.eval()(batch)[0].backward()
-        model.train()
+        state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+        model(batch)[0].backward()
+        method.load_state_dict(state)
     return model
 
 
@@ -109,7 +110,7 @@ def total(tensor: Tensor) -> Tensor:
 
 
 def highest(*values: float) -> list[float]:
-    """Of each value the highest in any process: what all of them decide by."""
+    """The highest of each value in any process, so that all of them decide alike."""
     tensor = torch.tensor(values, dtype=torch.float64)
     if world_size() > 1:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
@@ -125,8 +126,8 @@ def broadcast(value: T) -> T:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Where a mistake of the user shows in one process, all end with it, and none waits for one that has ended.
+def all_fail_together() -> Iterator[None]:
+    """Let a user's mistake that shows in one process end all of them, so that none waits for one that has ended.
 
     Raises:
         UserError: That of the first process that has one.

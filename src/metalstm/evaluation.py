@@ -13,11 +13,11 @@ from torch import Tensor
 
 from metalstm import checkpoint, distributed, recipes
 from metalstm.console import track
-from metalstm.datasets import MetaSets
+from metalstm.data import MetaSets
 from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError
-from metalstm.learners import set_precision
-from metalstm.methods import GradientMethod, Method
+from metalstm.methods import Method
+from metalstm.settings import Precision
 
 EPISODES = 600  # meta-test episodes of the paper's table
 TOGETHER = 25  # episodes at a time, off the CPU
@@ -71,7 +71,7 @@ def confusion(
 ) -> Float[Tensor, "n_classes n_classes"]:
     """How often queries of a class (row) are taken for another (column), of those where both were in the episode.
 
-    Shares of 1, NaN where two classes never met; the diagonal is the share that is classified rightly.
+    Shares of 1, NaN where two classes never met; the diagonal is the share that is classified correctly.
     """
     n = len(sampler.images.classes)
     taken, met = torch.zeros(n, n), torch.zeros(n, n)
@@ -92,12 +92,14 @@ def _predictions(
     was_training = method.training
     method.eval()
     shown: Iterable[range] = track(batches, description) if description else batches
-    for numbers in shown:
-        episode = sampler.batch(numbers)
-        with torch.no_grad():
-            predicted = method.logits(method.adapt(episode.support), episode.query.x).argmax(-1)
-        yield numbers, predicted, episode.query.y
-    method.train(was_training)
+    try:
+        for numbers in shown:
+            episode = sampler.batch(numbers)
+            with torch.no_grad():
+                predicted = method.logits(method.adapt(episode.support), episode.query.x).argmax(-1)
+            yield numbers, predicted, episode.query.y
+    finally:
+        method.train(was_training)
 
 
 def evaluate_checkpoint(
@@ -109,8 +111,7 @@ def evaluate_checkpoint(
     n_query: int = 15,
     episodes: int = EPISODES,
     seed: int = 0,
-    query_norm: recipes.QueryNorm | None = None,
-    precision: recipes.Precision | None = None,
+    changes: dict[str, Any] | None = None,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
     """Test a checkpoint by the protocol.
@@ -124,8 +125,7 @@ def evaluate_checkpoint(
         n_query: Query images a class.
         episodes: How many.
         seed: Of the episodes.
-        query_norm: Another normalisation of queries than the checkpoint's, for gradient methods.
-        precision: Another precision than the checkpoint's.
+        changes: Settings to be other than the checkpoint's, by name: `query_norm`, `precision` ...
         device: Where to compute.
 
     Returns:
@@ -134,9 +134,9 @@ def evaluate_checkpoint(
     Raises:
         UserError: The checkpoint was trained on other data, or serves no such number of classes.
     """
-    with distributed.together():
+    with distributed.all_fail_together():
         path = checkpoint.find(name)
-        method, config, _ = checkpoint.load_method(path)
+        method, config, _ = checkpoint.load_method(path, changes)
         if meta_sets.digest != config.data_digest:
             mend = f"pass --data {config.data}"
             if meta_sets.name == config.data:
@@ -145,17 +145,12 @@ def evaluate_checkpoint(
                 f"{name} was trained on {config.data} (digest {config.data_digest[:12]}), but "
                 f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): {mend}"
             )
-    n_way = config.n_way if n_way is None else n_way
-    n_shot = config.n_shot if n_shot is None else n_shot
-    sampler = EpisodeSampler(meta_sets.splits[split], n_way, n_shot, n_query, seed, device)
-    precision = precision or config.settings.precision
-    set_precision(method, precision == "bf16")
-    if isinstance(method, GradientMethod):
-        method.theta_0(n_way)  # may refuse this number of classes
-        method.query_norm = query_norm = query_norm or method.query_norm
-    if isinstance(config.settings, recipes.MetaLSTMSettings):
-        assert isinstance(method, GradientMethod)
-        method.epochs = recipes.epochs(config, n_shot)
+        n_way = config.n_way if n_way is None else n_way
+        n_shot = config.n_shot if n_shot is None else n_shot
+        sampler = EpisodeSampler(meta_sets.splits[split], n_way, n_shot, n_query, seed, device)
+        method.check_way(n_way)
+    precision = config.learner_settings.precision
+    query_norm = getattr(config.settings, "query_norm", None)
     allow_tf32(precision)
     start = time.perf_counter()
     accuracy = evaluate(method.to(device), sampler, episodes, f"evaluating on {split}")
@@ -164,14 +159,14 @@ def evaluate_checkpoint(
         "precision": precision,
         "transductive": query_norm == "batch",
         "recipe": config.recipe,
-        "changes": config.changes(),
+        "changes": recipes.changes(config),
         "checkpoint_sha256": checkpoint.sha256(path),
         "seconds": time.perf_counter() - start,
     }
 
 
 def measured(method: str, data: str, split: str, sampler: EpisodeSampler, accuracy: Accuracy) -> dict[str, Any]:
-    """What was tested on what, and what came out: the part of a result that every method has."""
+    """The part of a result that every method has: what was tested, on what, and the accuracy."""
     return {
         "method": method,
         "data": data,
@@ -187,6 +182,6 @@ def measured(method: str, data: str, split: str, sampler: EpisodeSampler, accura
     }
 
 
-def allow_tf32(precision: recipes.Precision) -> None:
-    """Of the whole process, and of no account but on CUDA."""
+def allow_tf32(precision: Precision) -> None:
+    """Allow TF32, or forbid it; applies to the whole process, and only CUDA uses it."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"

@@ -1,385 +1,222 @@
-"""Typed configuration, and the named recipes: plain values, so that the command line can show them at once."""
+"""From names to runs: recipes, configurations and what they build."""
 
-import json
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, Literal, TypeVar, get_args, overload
+from collections.abc import Callable
+from dataclasses import fields, replace
+from typing import Any
 
+import torch
+
+from metalstm import settings as settings_of
+from metalstm.data import MetaSets
 from metalstm.errors import UserError, unknown
+from metalstm.learners import LEARNERS
+from metalstm.methods import METHODS, Method, Recipe, RunConfig
+from metalstm.optimizers import OPTIMIZERS
+from metalstm.settings import NoSettings, Traits
 
-METHODS = ("meta-lstm", "matching-net", "matching-net-fce", "pretrained")
 RECIPES = ("paper", "best")
-RULES = ("sgd", "momentum", "adagrad", "adadelta", "adam")
-QueryNorm = Literal["running", "support", "batch"]
-Precision = Literal["fp32", "tf32", "bf16"]
-ClassScore = Literal["sum", "attention"]
+# The parts of a configuration that are settings, each with the field that names what it belongs to.
+_PARTS = {"settings": "method", "learner_settings": "learner", "optimizer_settings": "optimizer", "training": ""}
+_LENGTH = ("episodes", "minutes")  # a run may be made longer and stays the same run
 
 
-@dataclass(frozen=True)
-class MetaLSTMSettings:
-    """The Meta-Learner LSTM; the defaults are the paper's for 5-shot."""
-
-    filters: int = 32
-    """Filters of each of the learner's four convolutions."""
-    conv_bias: bool = True
-    """Whether the learner's convolutions have a bias, which batch normalisation cancels."""
-    unit_gamma: bool = False
-    """Start batch normalisation's gamma at 1 instead of uniformly between 0 and 1."""
-    unit_features: bool = False
-    """Let the head see features of one length, so that it compares by the cosine."""
-    hidden_size: int = 20
-    """Hidden size of the meta-learner's LSTM."""
-    forget_bias: tuple[float, float] = (4.0, 5.0)
-    """b_F starts uniformly in this range: f is near 1."""
-    input_bias: tuple[float, float] = (-5.0, -4.0)
-    """b_I starts uniformly in this range: sigmoid(b_I) is the first learning rate."""
-    layer_rates: bool = False
-    """Learn a factor of the gradient for each of the learner's parameters, which the gates see with the gradient."""
-    body_factor: float = 1.0
-    """Where these factors start, but the head's, which starts at 1."""
-    epochs: int = 8
-    """Passes over the support set."""
-    batch_size: int | None = 25
-    """Support images in a mini-batch of the inner loop; None takes the whole support set."""
-    order: Literal[1, 2] = 1
-    """1: losses and gradients of the learner are constants for the meta-gradient; 2: second derivatives flow."""
-    divide_gradient: bool = True
-    """Divide the gradient by the mini-batch size a second time, as the authors' code does."""
-    query_norm: QueryNorm = "running"
-    """Moments that normalise queries: running averages, the support set's own, the query batch's (transductive)."""
-    train_query_norm: QueryNorm = "batch"
-    """The same in meta-training."""
-    norm_momentum: float = 0.95
-    """Weight of the new batch in the running averages."""
-    keep_moments: bool = False
-    """Normalise everything by the moments of the pre-training: running averages that do not move."""
-    query_scale: float | None = None
-    """Where a learned factor of the queries' logits starts; none by default."""
-    shared_head: bool = False
-    """One learned head row starts every class, so that any number of classes is served."""
-    mirror: bool = False
-    """Once trained, the head sees the mean of the features of an image and of its mirror image."""
-    precision: Precision = "fp32"
-    """bf16: the learner convolves in bfloat16; tf32: matrix products and convolutions in TF32, on CUDA only."""
-    recompute: bool = False
-    """Compute inner steps again in the backward pass instead of keeping them: less memory for long inner loops of order
-    2, or where there are no kernels."""
-
-
-@dataclass(frozen=True)
-class PretrainedSettings:
-    """A classifier of all meta-train classes, whose features are then used; the defaults are the paper's."""
-
-    filters: int = 64
-    """Filters of each of the network's four convolutions."""
-    conv_bias: bool = True
-    """Whether convolutions have a bias, which batch normalisation cancels."""
-    unit_gamma: bool = False
-    """Start batch normalisation's gamma at 1 instead of uniformly between 0 and 1."""
-    batch_size: int = 64
-    """Images in a mini-batch."""
-    mirror: bool = False
-    """Once trained, the head sees the mean of the features of an image and of its mirror image."""
-    precision: Precision = "fp32"
-    """bf16: convolve in bfloat16; tf32: matrix products and convolutions in TF32, on CUDA only."""
-
-
-@dataclass(frozen=True)
-class MatchingNetSettings:
-    """A Matching Network; the defaults are the authors'."""
-
-    filters: int = 64
-    """Filters of each of the network's four convolutions."""
-    conv_bias: bool = True
-    """Whether convolutions have a bias, which batch normalisation cancels."""
-    unit_gamma: bool = False
-    """Start batch normalisation's gamma at 1 instead of uniformly between 0 and 1."""
-    dropout: float = 0.1
-    """Share of the numbers behind each block that meta-training sets to 0."""
-    class_score: ClassScore = "sum"
-    """sum: of the cosines of a class, as the authors' code does; attention: softmax over all cosines, summed over a
-    class, as the Matching Networks paper does."""
-    scale: float = 1.0
-    """What cosines are multiplied by before the softmax."""
-    fce: bool = False
-    """Full-context embeddings: each embedding sees the whole support set, in its order."""
-    mirror: bool = False
-    """Once trained, the head sees the mean of the features of an image and of its mirror image."""
-    precision: Precision = "fp32"
-    """bf16: convolve in bfloat16; tf32: matrix products and convolutions in TF32, on CUDA only."""
-
-
-@dataclass(frozen=True)
-class FinetuneSettings:
-    """A pre-trained network with a new head, trained on the support set by a fixed rule; chosen by `metalstm table`.
-
-    Queries are normalised by running averages that go on from those of the pre-training, as the authors' are. The head
-    starts at 0: the authors' random one is far behind (results/README.md), and a baseline is not to be weak.
-    """
-
-    rule: str = "sgd"
-    """sgd, momentum, adagrad, adadelta or adam."""
-    lr: float = 0.01
-    """The rule's learning rate."""
-    decay: float = 0.0
-    """Step t takes lr / (1 + t * decay)."""
-    steps: int = 15
-    """Steps, each on the whole support set."""
-    head_only: bool = False
-    """Train the head and leave the rest as it was pre-trained."""
-    filters: int = 64
-    """Filters of each of the network's four convolutions."""
-    conv_bias: bool = True
-    """Whether convolutions have a bias."""
-    unit_gamma: bool = False
-    """Whether gamma started at 1."""
-    mirror: bool = False
-    """Once trained, the head sees the mean of the features of an image and of its mirror image."""
-    precision: Precision = "fp32"
-    """bf16: convolve in bfloat16; tf32: matrix products and convolutions in TF32, on CUDA only."""
-
-
-Settings = MetaLSTMSettings | MatchingNetSettings | PretrainedSettings | FinetuneSettings
-# What each method is set by; `finetune` is tuned, not trained.
-SETTINGS: dict[str, type[Settings]] = {
-    "meta-lstm": MetaLSTMSettings,
-    "matching-net": MatchingNetSettings,
-    "matching-net-fce": MatchingNetSettings,
-    "pretrained": PretrainedSettings,
-    "finetune": FinetuneSettings,
-}
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """The outer loop; the defaults are the paper's for the Meta-LSTM at 5 shots."""
-
-    episodes: int = 50_000
-    """Meta-train episodes at the most; of `pretrained` mini-batches."""
-    minutes: float | None = None
-    """Minutes of training at the most, validations included."""
-    meta_batch: int = 1
-    """Episodes an outer step."""
-    lr: float = 1e-3
-    """Adam's learning rate."""
-    optimizer_lr: float = 1e-3
-    """The same for the inner optimiser's own weights. Where its steps are large, a fast-changing rule diverges."""
-    lr_decay: bool = False
-    """Let the learning rates fall to zero over `episodes` along half a cosine."""
-    clip: float | None = 0.25
-    """Largest norm of the meta-gradient, over all meta-parameters."""
-    pretrain: int = 0
-    """Mini-batches of pre-training, as a classifier of all meta-train classes, from which theta_0 starts."""
-    rotations: bool = False
-    """Add each meta-train class turned by 90, 180 and 270 degrees as new classes."""
-    mirrors: bool = False
-    """Add each meta-train image's mirror image to its class."""
-    val_every: int = 1000
-    """Episodes between two validations."""
-    val_episodes: int = 100
-    """Meta-val episodes a validation."""
-    patience: int | None = None
-    """Stop after this many validations without gain."""
-
-
-S = TypeVar("S", bound=Settings, covariant=True)
-
-
-@dataclass(frozen=True)
-class RunConfig(Generic[S]):
-    """All that a run, or a checkpoint, was made of; `n_classes` is the number of meta-train classes in the data."""
-
-    settings: S
-    training: TrainingSettings
-    method: str = "meta-lstm"
-    recipe: str = "best"
-    data: str = "glyphs"
-    data_digest: str = ""
-    licence: str = ""
-    image_shape: tuple[int, int, int] = (1, 28, 28)
-    n_classes: int = 0
-    n_way: int = 5
-    n_shot: int = 5
-    n_query: int = 15
-    seed: int = 0
-
-    def changes(self) -> dict[str, Any]:
-        """The settings that differ from the recipe's, less how long the run may be; none for what has no recipe."""
-        if self.method not in METHODS:
-            return {}
-        settings, training = named(self.method, self.recipe, self.data, self.n_shot)
-        recipe, here = asdict(settings) | asdict(training), asdict(self.settings) | asdict(self.training)
-        return {k: v for k, v in here.items() if v != recipe[k] and k not in ("episodes", "minutes")}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON would give them back."""
-        return json.loads(json.dumps(asdict(self)))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "RunConfig[Any]":
-        """The inverse of `to_dict`.
-
-        Raises:
-            TypeError: A name is missing or unknown, or a value of another type.
-            UserError: A value makes no sense.
-        """
-        settings = SETTINGS[values.get("method", cls.method)](**_with_tuples(values["settings"]))
-        training = TrainingSettings(**_with_tuples(values["training"]))
-        check(settings, training)
-        return cls(**{**_with_tuples(values), "settings": settings, "training": training})
-
-
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """What JSON made lists of."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-@overload
 def named(
-    method: Literal["meta-lstm"], recipe: str, data: str, n_shot: int
-) -> tuple[MetaLSTMSettings, TrainingSettings]: ...
-@overload
-def named(
-    method: Literal["pretrained"], recipe: str, data: str, n_shot: int
-) -> tuple[PretrainedSettings, TrainingSettings]: ...
-@overload
-def named(method: str, recipe: str, data: str, n_shot: int) -> tuple[Settings, TrainingSettings]: ...
-def named(method: str, recipe: str, data: str, n_shot: int) -> tuple[Settings, TrainingSettings]:
-    """The settings of a recipe for a data set and a number of shots.
+    method: str, recipe: str, traits: Traits, n_shot: int, learner: str | None = None, optimizer: str | None = None
+) -> Recipe:
+    """The settings of a recipe.
 
-    `paper` is the authors' to the letter, save that the checkpoint is chosen on meta-val. `best` is what measured
-    best; each of its departures is one field.
+    Args:
+        method: One of `METHODS`.
+        recipe: One of `RECIPES`. `paper` is the authors' to the letter, except that the checkpoint is chosen on
+            meta-val; `best` is what measured best.
+        traits: Of the data set.
+        n_shot: Support images a class.
+        learner: One of `LEARNERS`, with its default settings, instead of the recipe's.
+        optimizer: One of `OPTIMIZERS`, likewise.
 
     Raises:
-        UserError: The method or the recipe is unknown.
+        UserError: A name is unknown, or the method takes no inner optimizer.
     """
-    if method not in METHODS:
-        raise unknown("method", method, METHODS)
     if recipe not in RECIPES:
         raise unknown("recipe", recipe, RECIPES)
-    match method:
-        case "meta-lstm":
-            return _meta_lstm(recipe, data, n_shot)
-        case "pretrained":
-            return _pretrained(recipe, data)
-        case _:
-            return _matching_net(recipe, data, method == "matching-net-fce")
+    chosen = look_up("method", METHODS, method).recipe(recipe, traits, n_shot)
+    if learner not in (None, chosen.learner):
+        kind = look_up("learner", LEARNERS, learner)
+        chosen = replace(chosen, learner=learner, learner_settings=kind.Settings())
+    if optimizer not in (None, chosen.optimizer):
+        if not chosen.optimizer:
+            raise UserError(f"--optimizer {optimizer}: {method} has no inner loop and takes no inner optimizer")
+        kind = look_up("optimizer", OPTIMIZERS, optimizer)
+        chosen = replace(chosen, optimizer=optimizer, optimizer_settings=kind.Settings())
+    return chosen
 
 
-def _meta_lstm(recipe: str, data: str, n_shot: int) -> tuple[MetaLSTMSettings, TrainingSettings]:
-    few = n_shot < 5  # the paper has a schedule for 1 and one for 5 shots
-    settings, training = MetaLSTMSettings(), TrainingSettings()
-    if few:
-        settings = replace(settings, epochs=12, batch_size=5, norm_momentum=0.9)
-        training = replace(training, episodes=75_000)
-    if recipe == "paper":
-        return settings, training
-    settings = replace(
-        settings,
-        conv_bias=False,
-        unit_gamma=True,
-        hidden_size=8,
-        input_bias=(-3.0, -3.0),
-        epochs=5,
-        batch_size=None,
-        order=2,
-        divide_gradient=False,
-        query_norm="support",
-        train_query_norm="support",
-        shared_head=True,
+def run_config(
+    meta_sets: MetaSets,
+    recipe: Recipe,
+    method: str,
+    recipe_name: str,
+    n_way: int = 5,
+    n_shot: int = 5,
+    n_query: int = 15,
+    seed: int = 0,
+) -> RunConfig:
+    """The configuration of a run on a data set; arguments as the fields of `Recipe` and `RunConfig`."""
+    images = meta_sets.splits["meta-train"]
+    return RunConfig(
+        **_values(recipe),
+        method=method,
+        recipe=recipe_name,
+        data=meta_sets.name,
+        data_digest=meta_sets.digest,
+        licence=meta_sets.licence,
+        traits=meta_sets.traits,
+        image_shape=images.image_shape,
+        n_classes=len(images.classes),
+        n_way=n_way,
+        n_shot=n_shot,
+        n_query=n_query,
+        seed=seed,
     )
-    # With a clip of 0.25 an episode whose inner loop diverged weighs no more than any other, and the input gate grows
-    # until many do.
-    training = replace(training, optimizer_lr=1e-4, clip=10.0, val_every=250, patience=10, rotations=data == "omniglot")
-    if data == "glyphs":  # for the demo, which has minutes
-        return settings, training
-    # A pre-trained network is the better start: in the inner loop the head learns fast, the body hardly at all. Moments
-    # of a handful of images are noise beside those of the pre-training. Many small outer steps, of an episode each,
-    # gained 2 points on meta-val (CIFAR-FS, 1-shot) where as many episodes in steps of four gained nothing.
-    settings = replace(
-        settings,
-        forget_bias=(12.0, 12.0),
-        layer_rates=True,
-        body_factor=1e-4,
-        keep_moments=True,
-        query_norm="running",
-        train_query_norm="running",
-        unit_features=True,
-        query_scale=10.0,
-        mirror=_has_mirrors(data),
+
+
+def build(config: RunConfig) -> Method:
+    """The method that a configuration describes, with weights drawn by its seed."""
+    generator = torch.Generator().manual_seed(config.seed)
+    learner = LEARNERS[config.learner].build(config.learner_settings, config.image_shape, generator)
+    optimizer = None
+    if config.optimizer:
+        optimizer = OPTIMIZERS[config.optimizer].build(config.optimizer_settings, learner.lengths, generator)
+    return METHODS[config.method].build(config, learner, optimizer, generator)
+
+
+def pretraining(config: RunConfig) -> RunConfig:
+    """The run that a method starts from: its network as a classifier of all meta-train classes.
+
+    `training.pretrain` is the number of mini-batches; the run's minutes bound it too.
+    """
+    recipe = named("pretrained", config.recipe, config.traits, config.n_shot, config.learner)
+    own = config.training
+    return replace(
+        config,
+        method="pretrained",
+        settings=recipe.settings,
+        learner_settings=LEARNERS[config.learner].for_pretraining(config.learner_settings),
+        optimizer="",
+        optimizer_settings=NoSettings(),
+        training=replace(
+            recipe.training,
+            episodes=own.pretrain,
+            minutes=own.minutes,
+            rotations=own.rotations,
+            mirrors=own.mirrors,
+        ),
     )
-    training = replace(training, pretrain=15_000, mirrors=_has_mirrors(data), episodes=6_000, lr=5e-4)
-    return settings, replace(training, optimizer_lr=1e-3, lr_decay=True, val_every=1000, val_episodes=300)
 
 
-def _pretrained(recipe: str, data: str) -> tuple[PretrainedSettings, TrainingSettings]:
-    settings, training = PretrainedSettings(), TrainingSettings(episodes=30_000, clip=None)
-    if recipe == "paper":
-        return settings, training
-    settings = replace(settings, conv_bias=False, unit_gamma=True, mirror=_has_mirrors(data))
-    training = replace(training, episodes=15_000, lr_decay=True, rotations=data == "omniglot")
-    return settings, replace(training, mirrors=_has_mirrors(data))
-
-
-def _matching_net(recipe: str, data: str, fce: bool) -> tuple[MatchingNetSettings, TrainingSettings]:
-    settings, training = MatchingNetSettings(fce=fce), TrainingSettings(episodes=75_000, lr=1e-4, clip=None)
-    if recipe == "paper":
-        return settings, training
-    settings = replace(
-        settings,
-        conv_bias=False,
-        unit_gamma=True,
-        dropout=0.0,
-        class_score="attention",
-        scale=10.0,
-        mirror=_has_mirrors(data),
-    )
-    pretrain = 0 if data == "glyphs" else 15_000  # as the Meta-LSTM's
-    training = replace(training, pretrain=pretrain, episodes=10_000, lr=1e-3, lr_decay=True, val_episodes=300)
-    return settings, replace(training, mirrors=_has_mirrors(data), rotations=data == "omniglot")
-
-
-def epochs(config: RunConfig[MetaLSTMSettings], n_shot: int) -> int:
-    """Passes over a support set of so many shots; the authors' Meta-LSTM of 5 shots takes 5 over one of 1 shot."""
-    few = config.recipe == "paper" and n_shot < 5 <= config.n_shot
-    return 5 if few else config.settings.epochs
-
-
-def _has_mirrors(data: str) -> bool:
-    """Whether an image and its mirror image show the same; of characters they do not."""
-    return data not in ("omniglot", "glyphs")
-
-
-def check(settings: Settings, training: TrainingSettings) -> None:
-    """Hold numbers against what makes sense.
+def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """A configuration with some settings changed, by their names, whichever part they belong to.
 
     Raises:
-        UserError: Naming every value that does not, and what is allowed.
+        UserError: No part has a setting of this name, or a value is not allowed.
     """
-    values = asdict(settings) | asdict(training)
-    least = ("filters", "hidden_size", "epochs", "batch_size", "steps")
-    least += ("episodes", "meta_batch", "val_every", "patience")
-    bounds = [(name, 1) for name in least] + [("val_episodes", 2), ("pretrain", 0), ("decay", 0), ("dropout", 0)]
-    wrong = [
-        f"--{name.replace('_', '-')} {values[name]}: must be at least {low}"
-        for name, low in bounds
-        if values.get(name) is not None and values[name] < low
-    ]
-    wrong += [
-        f"--{name.replace('_', '-')} {values[name]}: must be above 0"
-        for name in ("lr", "optimizer_lr", "clip", "minutes", "scale", "body_factor", "query_scale")
-        if values.get(name) is not None and not values[name] > 0
-    ]
-    norms, precisions, scores = map(get_args, (QueryNorm, Precision, ClassScore))
-    choices = [("order", (1, 2)), ("query_norm", norms), ("train_query_norm", norms), ("precision", precisions)]
-    choices += [("class_score", scores), ("rule", RULES)]
-    wrong += [
-        f"--{name.replace('_', '-')} {values[name]}: must be one of {', '.join(map(str, known))}"
-        for name, known in choices
-        if name in values and values[name] not in known
-    ]
-    if not 0 < values.get("norm_momentum", 1) <= 1:
-        wrong.append(f"--norm-momentum {values['norm_momentum']}: must be above 0 and at most 1")
-    if not values.get("dropout", 0) < 1:
-        wrong.append(f"--dropout {values['dropout']}: must be below 1")
-    if wrong:
-        raise UserError("; ".join(wrong))
+    for name, value in changes.items():
+        parts = [part for part in _PARTS if name in _names(getattr(config, part))]
+        if not parts:
+            known = [each for part in _PARTS for each in _names(getattr(config, part))]
+            raise unknown("setting", name, known)
+        config = replace(config, **{part: replace(getattr(config, part), **{name: value}) for part in parts})
+    check(config)
+    return config
+
+
+def has_setting(config: RunConfig, name: str) -> bool:
+    """Whether some part of a configuration has a setting of this name."""
+    return any(name in _names(getattr(config, part)) for part in _PARTS)
+
+
+def check(config: RunConfig | Recipe) -> None:
+    """Compare all settings with their types and bounds.
+
+    Raises:
+        UserError: Names every wrong value and what is allowed.
+    """
+    settings_of.check(*(getattr(config, part) for part in _PARTS))
+
+
+def changes(config: RunConfig) -> dict[str, Any]:
+    """The settings that differ from the recipe's, except the length of the run."""
+    recipe = named(
+        config.method, config.recipe, config.traits, config.n_shot, config.learner, config.optimizer or None
+    )
+    return {
+        name: value
+        for part in _PARTS
+        for name, value in settings_of.to_dict(getattr(config, part)).items()
+        if name not in _LENGTH and value != settings_of.to_dict(getattr(recipe, part)).get(name)
+    }
+
+
+def differences(old: RunConfig, new: RunConfig) -> str:
+    """What differs between two runs, in words, except their length; empty if one can go on with the other."""
+    before, after = _flat(old), _flat(new)
+    return "; ".join(
+        f"{name} {before.get(name)!r} there, {after.get(name)!r} now"
+        for name in before | after
+        if before.get(name) != after.get(name)
+    )
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain values, as JSON would give them back."""
+    return settings_of.to_dict(config)
+
+
+def from_dict(values: Any) -> RunConfig:
+    """The inverse of `to_dict`.
+
+    Raises:
+        UserError: A name is missing or unknown, or a value is of a wrong type or makes no sense.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"a configuration is {values!r}: must be an object")
+    names = {field.name for field in fields(RunConfig)}
+    if odd := sorted(names.symmetric_difference(values)):
+        raise UserError(f"a configuration lacks or does not know {', '.join(map(str, odd))}")
+    kinds: dict[str, Callable[[], Any]] = {
+        "settings": lambda: look_up("method", METHODS, values["method"]).Settings,
+        "learner_settings": lambda: look_up("learner", LEARNERS, values["learner"]).Settings,
+        "optimizer_settings": lambda: (
+            look_up("optimizer", OPTIMIZERS, values["optimizer"]).Settings if values["optimizer"] else NoSettings
+        ),
+    }
+    made = {name: settings_of.from_dict(kind(), values[name]) for name, kind in kinds.items()}
+    plain = {name: value for name, value in values.items() if name not in made}
+    return settings_of.from_dict(RunConfig, {**plain, **made})
+
+
+def look_up(kind: str, table: dict[str, Any], name: Any) -> Any:
+    """An entry of a table.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise unknown(kind, str(name), table)
+    return table[name]
+
+
+def _names(part: Any) -> list[str]:
+    return [field.name for field in fields(part)]
+
+
+def _values(part: Any) -> dict[str, Any]:
+    return {name: getattr(part, name) for name in _names(part)}
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    """All values that must be the same when a run is gone on with."""
+    values = to_dict(config)
+    parts = [values.pop(part) for part in _PARTS]
+    flat = {name: value for part in parts for name, value in part.items() if name not in _LENGTH}
+    return {**values, **flat}

@@ -1,20 +1,29 @@
-"""Methods that train a learner on the support set by the gradient of its loss."""
+"""Methods that train a learner on the support set by the gradient of its loss: the one inner loop."""
 
+import copy
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from metalstm.episodes import Episode, Support
 from metalstm.errors import UserError
-from metalstm.learners import Conv4, Linear
-from metalstm.methods.base import Adapted, Method, cross_entropy, score
+from metalstm.learners import Learner
+from metalstm.methods.base import Adapted, Gates, Method, Network, Watched, copy_network, cross_entropy, score
 from metalstm.optimizers import InnerOptimizer
-from metalstm.recipes import QueryNorm
+from metalstm.settings import Count, Positive, Weight
+
+G = TypeVar("G", bound="GradientMethod")
+
+Epochs = Annotated[int, Meta(ge=1, le=10_000)]
+QueryNorm = Literal["running", "support", "batch"]
+FEW_SHOTS = 5  # below this, the authors' schedules have another number of passes
 
 
 class Step(NamedTuple):
@@ -22,114 +31,145 @@ class Step(NamedTuple):
 
     theta: Float[Tensor, "*tasks n_params"]
     loss: Float[Tensor, "*tasks"]  # of the mini-batch, before the update
-    moments: Float[Tensor, "*tasks n_moments"]  # running averages of the learner's normalisation moments
-    state: Any  # of the inner optimiser
+    moments: Float[Tensor, "*tasks n_moments"]  # running averages of the learner's normalization moments
+    state: Any  # of the inner optimizer
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """Settings of the inner loop; the defaults are the paper's for 5-shot."""
+
+    epochs: Epochs = 8
+    """Passes over the support set."""
+    few_shot_epochs: Epochs | None = None
+    """The same for support sets of fewer than 5 images a class; as `epochs` by default."""
+    batch_size: Count | None = 25
+    """Support images in a mini-batch of the inner loop, the last one may be smaller; None takes all at once."""
+    order: Literal[1, 2] = 1
+    """1: losses and gradients of the learner are constants for the meta-gradient; 2: second derivatives flow, except
+    those of running moments."""
+    divide_gradient: bool = False
+    """Divide the gradient of the mean loss by the mini-batch size once more, as the authors' code does."""
+    query_norm: QueryNorm = "running"
+    """Moments that normalize queries: `running` averages gathered while adapting (the paper's), the `support` set's own
+    at the final theta, or those of the query `batch` itself, which is transductive."""
+    train_query_norm: QueryNorm = "batch"
+    """The same in meta-training."""
+    norm_momentum: Weight = 0.95
+    """Weight of the new batch in the running averages."""
+    keep_moments: bool = False
+    """Normalize everything by the moments of the pre-training: running averages that do not move. The moments of a
+    handful of images are noise."""
+    query_scale: Positive | None = None
+    """Where a learned factor of the queries' logits starts; none by default. It lets meta-training learn from mistakes
+    where a few small steps leave all answers unsure."""
+    shared_head: bool = False
+    """One learned head row starts every class, so that any number of classes is served."""
+    recompute: bool = False
+    """Compute inner steps again in the backward pass instead of keeping them: less memory for long inner loops of order
+    2, or where there are no kernels."""
 
 
 class GradientMethod(Method):
-    """A learner trained from a learned initialisation theta_0 by an inner optimiser.
+    """A learner trained from a learned initialization theta_0 by an inner optimizer.
 
-    With `MetaLSTM` as the inner optimiser this is the Meta-Learner LSTM; with `SGD` it is MAML; with a pre-trained
-    theta_0 and any rule it is fine-tuning.
+    With `MetaLSTM` as the inner optimizer this is the Meta-Learner LSTM; with `SGD` it is MAML; with a pre-trained
+    theta_0 and any rule it is fine-tuning. Subclasses add names and recipes.
 
     Args:
         learner: The network.
         optimizer: The rule by which theta changes.
-        n_way: Number of classes; where the head is shared any number will do, and scales gradients by its ratio to
+        n_way: Number of classes; if the head is shared any number is served, and gradients are scaled by its ratio to
             this.
-        epochs: Passes over the support set.
-        batch_size: Images a mini-batch; consecutive slices of the support set, the last one may be smaller. None takes
-            the whole support set.
-        order: 1 takes gradients and losses of the learner as constants for the meta-gradient (the paper's "gradient
-            independence"), 2 lets second derivatives through, but for those of running moments.
-        query_norm: The moments by which the learner normalises queries when it is used: `running` averages
-            gathered while adapting (the paper's), the `support` set's own at the final theta, or those of the query
-            `batch` itself, which is transductive.
-        train_query_norm: The same in meta-training; `batch` in the paper.
-        norm_momentum: Weight of the new batch in the running averages.
-        keep_moments: Normalise everything by `moments_0`, those of the pre-training, and leave these as they are:
-            `running` averages that do not move. Of a handful of images, moments are noise.
-        divide_gradient: Divide the gradient of the mean loss by the mini-batch size once more, as the authors' code
-            does.
-        query_scale: Where a learned factor of the queries' logits starts; None for no such factor. It lets
-            meta-training learn from mistakes where a few small steps leave all answers unsure.
-        shared_head: Learn one row of the head and start every class from it, instead of a row for each class.
-        recompute: Compute inner steps again in the backward pass instead of keeping what they saw. Of first order with
-            kernels there is little to keep.
+        settings: Of the inner loop.
         generator: Source of the random theta_0; torch's own by default.
 
     References:
         Ravi & Larochelle 2017, algorithm 1; Ye & Chao 2021 (arXiv 2106.16245) for the shared head.
     """
 
+    Settings = InnerLoop
+
     moments_0: Tensor
 
     def __init__(
         self,
-        learner: Conv4 | Linear,
+        learner: Learner,
         optimizer: InnerOptimizer,
         n_way: int,
-        epochs: int,
-        batch_size: int | None,
-        order: Literal[1, 2] = 1,
-        query_norm: QueryNorm = "running",
-        train_query_norm: QueryNorm = "batch",
-        norm_momentum: float = 0.95,
-        keep_moments: bool = False,
-        divide_gradient: bool = False,
-        query_scale: float | None = None,
-        shared_head: bool = False,
-        recompute: bool = False,
+        settings: InnerLoop = InnerLoop(),
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        self.learner, self.optimizer, self.n_way = learner, optimizer, n_way
-        self.epochs, self.batch_size, self.order = epochs, batch_size, order
-        self.query_norm: QueryNorm = query_norm
-        self.train_query_norm: QueryNorm = train_query_norm
-        self.norm_momentum, self.keep_moments = norm_momentum, keep_moments
-        self.divide_gradient, self.recompute = divide_gradient, recompute
-        theta_0 = learner.init(1 if shared_head else n_way, generator or torch.default_generator)
+        self.learner, self.optimizer, self.n_way, self.settings = learner, optimizer, n_way, settings
+        theta_0 = learner.init(1 if settings.shared_head else n_way, generator or torch.default_generator)
         self.body_0 = nn.Parameter(theta_0[: learner.n_body])
         self.head_0 = nn.Parameter(theta_0[learner.n_body :].view(-1, learner.n_features + 1))
         self.register_buffer("moments_0", learner.initial_moments())
-        self.log_scale = None if query_scale is None else nn.Parameter(torch.tensor(query_scale).log())
+        scale = settings.query_scale
+        self.log_scale = None if scale is None else nn.Parameter(torch.tensor(scale).log())
+
+    @classmethod
+    def build(cls: type[G], config: Any, learner: Learner, optimizer: InnerOptimizer | None, generator: Any) -> G:
+        """The method of a configuration."""
+        if optimizer is None:
+            raise UserError(f"{config.method} needs an inner optimizer")
+        return cls(learner, optimizer, config.n_way, config.settings, generator)
 
     def theta_0(self, n_way: int) -> Float[Tensor, " n_params"]:
-        """The learned initialisation for a number of classes.
+        """The learned initialization for a number of classes.
 
         Raises:
             UserError: The head is not shared and has another number of rows.
         """
+        self.check_way(n_way)
+        return torch.cat([self.body_0, self.head_0.expand(n_way, -1).flatten()])
+
+    def check_way(self, n_way: int) -> None:
+        """A head that is not shared serves the number of classes that it has rows for.
+
+        Raises:
+            UserError: It has another number of rows.
+        """
         rows = self.head_0.shape[0]
         if rows not in (1, n_way):
             raise UserError(f"this method was meta-trained for {rows} classes and serves no other number: got {n_way}")
-        return torch.cat([self.body_0, self.head_0.expand(n_way, -1).flatten()])
 
     def start(self, support: Support) -> Step:
-        """Where the inner loop starts; the loss, which nothing was computed of, is NaN."""
+        """Where the inner loop starts; nothing was computed yet, and the loss is NaN."""
         tasks = support.y.shape[:-1]
         theta = self.theta_0(support.n_way).expand(*tasks, -1)
         moments = self.moments_0.expand(*tasks, -1)
         return Step(theta, theta.new_full(tasks, torch.nan), moments, self.optimizer.init(theta))
 
+    def n_epochs(self, support: Support) -> int:
+        """How many passes over the support set the inner loop takes."""
+        few = support.y.shape[-1] < FEW_SHOTS * support.n_way
+        return (self.settings.few_shot_epochs if few else None) or self.settings.epochs
+
     def n_steps(self, support: Support) -> int:
         """How many steps the inner loop takes."""
         n = support.y.shape[-1]
-        return self.epochs * -(-n // (self.batch_size or n))
+        return self.n_epochs(support) * -(-n // (self.settings.batch_size or n))
 
-    def trajectory(self, support: Support) -> Iterator[Step]:
-        """The inner loop: one `Step` after each update of theta. There is no other."""
+    def trajectory(self, support: Support, train: bool = False) -> Iterator[Step]:
+        """The inner loop: one `Step` after each update of theta. There is no other.
+
+        Args:
+            support: What to learn from; mini-batches are consecutive slices of it.
+            train: Whether this is part of meta-training, for the learner.
+        """
         theta, _, moments, state = self.start(support)
-        size = self.batch_size or support.y.shape[-1]
-        for _ in range(self.epochs):
-            for x, y in zip(support.x.split(size, -4), support.y.split(size, -1), strict=True):
-                if self.recompute and torch.is_grad_enabled():
+        x = self.learner.fixed(support.x, train)
+        size = self.settings.batch_size or support.y.shape[-1]
+        for _ in range(self.n_epochs(support)):
+            for part, y in zip(x.split(size, support.y.dim() - 1), support.y.split(size, -1), strict=True):
+                if self.settings.recompute and torch.is_grad_enabled():
                     step = checkpoint(
-                        self._step, theta, moments, state, x, y, use_reentrant=False, preserve_rng_state=False
+                        self._step, theta, moments, state, part, y, train, use_reentrant=False, preserve_rng_state=False
                     )
                 else:
-                    step = self._step(theta, moments, state, x, y)
+                    step = self._step(theta, moments, state, part, y, train)
                 theta, moments, state = step.theta, step.moments, step.state
                 yield step
 
@@ -137,58 +177,130 @@ class GradientMethod(Method):
         """Train on the support set.
 
         Returns:
-            `theta`, and the `moments` by which queries are to be normalised, unless they bring their own.
+            `theta`, and the `moments` that are to normalize queries, unless these bring their own.
         """
         with torch.no_grad():  # meta-training has `forward`
             return self.finish(self._last(support), support)
 
+    def watch(self, support: Support) -> Iterator[Watched]:
+        """`adapt`, to be watched: what is adapted after each inner step, and the gates that led there."""
+        steps = self.trajectory(support)
+        while True:
+            with torch.no_grad():  # not around a `yield`, which would let it reach whoever reads
+                step = next(steps, None)
+                if step is None:
+                    return
+                gates = {layer: (f.mean().item(), i.mean().item()) for layer, (f, i) in self._gates(step).items()}
+                watched = Watched(self.finish(step, support), gates)
+            yield watched
+
+    def gates(self, support: Support) -> Gates | None:
+        """Mean f and rate i of each layer over the inner steps, (2, n_steps, *tasks); None for rules without gates."""
+        with torch.no_grad():
+            steps = [self._gates(step) for step in self.trajectory(support)]
+        if not steps[0]:
+            return None
+        return {layer: torch.stack([step[layer].mean(-1) for step in steps], 1) for layer in steps[0]}
+
     def logits(
-        self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"]
+        self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"], train: bool = False
     ) -> Float[Tensor, "*tasks n_query n_way"]:
         """Class scores of new images."""
-        logits = self.learner(adapted["theta"], query_x, adapted.get("moments"))[0]
+        x = self.learner.fixed(query_x, train)
+        logits = self.learner(adapted["theta"], x, adapted.get("moments"), train)[0]
         return logits if self.log_scale is None else logits * self.log_scale.exp()
 
     def forward(self, batch: Episode) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The query loss and accuracy at the final theta, normalised as `train_query_norm` says."""
-        adapted = self.finish(self._last(batch.support), batch.support, self.train_query_norm)
-        return score(self.logits(adapted, batch.query.x), batch.query.y)
+        """The query loss and accuracy at the final theta, normalized as `train_query_norm` says."""
+        step = self._last(batch.support, train=True)
+        adapted = self.finish(step, batch.support, self.settings.train_query_norm, train=True)
+        return score(self.logits(adapted, batch.query.x, train=True), batch.query.y)
 
-    def finish(self, step: Step, support: Support, query_norm: QueryNorm | None = None) -> Adapted:
+    def finish(
+        self, step: Step, support: Support, query_norm: QueryNorm | None = None, train: bool = False
+    ) -> Adapted:
         """What is adapted if the inner loop on `support` ends with `step`; the method's own `query_norm` by default."""
-        match query_norm or self.query_norm:
+        match query_norm or self.settings.query_norm:
             case "running":
                 return {"theta": step.theta, "moments": step.moments}
             case "support":
-                return {"theta": step.theta, "moments": self.learner.features(step.theta, support.x)[1]}
+                x = self.learner.fixed(support.x, train)
+                return {"theta": step.theta, "moments": self.learner.features(step.theta, x, train=train)[1]}
             case "batch":
                 return {"theta": step.theta}
 
-    def _last(self, support: Support) -> Step:
-        return deque(self.trajectory(support), maxlen=1)[0]
+    def with_inner_loop(
+        self: G, optimizer: InnerOptimizer | None = None, learner: Learner | None = None, **settings: Any
+    ) -> G:
+        """A copy with another inner optimizer, learner or settings; all else, parameters included, is shared."""
+        other = copy.copy(self)
+        other._modules = dict(self._modules)
+        other.optimizer, other.learner = optimizer or self.optimizer, learner or self.learner
+        other.settings = replace(self.settings, **settings)
+        return other
 
-    def _step(self, theta: Tensor, moments: Tensor, state: Any, x: Tensor, y: Tensor) -> Step:
-        loss, grad, batch_moments = self._gradient(theta, x, y, moments if self.keep_moments else None)
-        if self.divide_gradient:
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The inner optimizer and the scale of logits have a rate of their own."""
+        own = [*self.optimizer.parameters(), *([] if self.log_scale is None else [self.log_scale])]
+        groups = {"optimizer_lr": own}
+        taken = set(map(id, own))
+        rest = [each for each in self.parameters() if id(each) not in taken and each.requires_grad]
+        return {"lr": rest, **groups}
+
+    def start_from(self, network: Network) -> None:
+        """Take the body and the moments; the head starts at 0: a few steps are too few to undo a random head."""
+        copy_network(network, *self._network())
+        with torch.no_grad():
+            self.head_0.zero_()
+
+    def network(self) -> Network:
+        """The body that it starts from, and its moments."""
+        body, moments = self._network()
+        return Network(body.detach(), moments)
+
+    def spent(self) -> set[str]:
+        """theta_0 and what changes it."""
+        names = {f"optimizer.{name}" for name in self.optimizer.state_dict()}
+        return names | {"body_0", "head_0", "moments_0"}
+
+    def _network(self) -> tuple[Tensor, Tensor]:
+        return self.learner.own_network() or (self.body_0, self.moments_0)
+
+    def _gates(self, step: Step) -> dict[str, Float[Tensor, "2 *tasks n_params"]]:
+        """f and the rate i of each coordinate, by layer; empty for rules without gates."""
+        gates = self.optimizer.gates(step.state)
+        if gates is None:
+            return {}
+        return {name: gates[..., place] for name, place in self.learner.layers(self.learner.n_way(step.theta)).items()}
+
+    def _last(self, support: Support, train: bool = False) -> Step:
+        return deque(self.trajectory(support, train), maxlen=1)[0]
+
+    def _step(self, theta: Tensor, moments: Tensor, state: Any, x: Tensor, y: Tensor, train: bool) -> Step:
+        settings = self.settings
+        loss, grad, batch_moments = self._gradient(theta, x, y, moments if settings.keep_moments else None, train)
+        if settings.divide_gradient:
             grad = grad / y.shape[-1]
-        # A class is one in n_way of the images of a mean loss. With fewer classes than it was trained for, what was
-        # learned would else diverge, with more dawdle.
-        n_way = (theta.shape[-1] - self.learner.n_body) // (self.learner.n_features + 1)
+        # Each class is one in n_way of the images of a mean loss. Unscaled, the learned rates diverge with fewer
+        # classes than they were trained for, and are too small with more.
+        n_way = self.learner.n_way(theta)
         if n_way != self.n_way:
             grad = grad * (n_way / self.n_way)
         theta, state = self.optimizer.update(theta, grad, loss, state)
-        if not self.keep_moments:
-            batch_moments = self.learner.unbiased(batch_moments, y.shape[-1])
-            moments = moments.lerp(batch_moments, self.norm_momentum)
+        if not settings.keep_moments:
+            batch_moments = self.learner.unbiased(batch_moments, y.shape[-1], train)
+            moments = moments.lerp(batch_moments, settings.norm_momentum)
         return Step(theta, loss, moments, state)
 
-    def _gradient(self, theta: Tensor, x: Tensor, y: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and its gradient at theta, (*tasks) and (*tasks, n_params), and the moments that normalised."""
-        second_order = self.order == 2 and torch.is_grad_enabled()
+    def _gradient(
+        self, theta: Tensor, x: Tensor, y: Tensor, moments: Tensor | None, train: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and its gradient at theta, (*tasks) and (*tasks, n_params), and the moments that normalized."""
+        second_order = self.settings.order == 2 and torch.is_grad_enabled()
         with torch.enable_grad():
             if not second_order:
-                theta = theta.detach().requires_grad_()
-            logits, used = self.learner(theta, x, moments)
+                theta, x = theta.detach().requires_grad_(), x.detach()
+            logits, used = self.learner(theta, x, moments, train)
             loss = cross_entropy(logits, y)
             (grad,) = torch.autograd.grad(loss.sum(), theta, create_graph=second_order)
         return loss if second_order else loss.detach(), grad, used.detach()

@@ -1,10 +1,23 @@
-"""Inner optimisers: update rules for a learner's parameters."""
+"""Inner optimizers: update rules for a learner's parameters."""
 
 from metalstm.optimizers.base import InnerOptimizer
 from metalstm.optimizers.meta_lstm import MetaLSTM, MetaLSTMState
-from metalstm.optimizers.rules import RULES, SGD, Adadelta, Adagrad, Adam, Momentum
+from metalstm.optimizers.rules import SGD, Adadelta, Adagrad, Adam, Momentum, Rule
+
+# What `--optimizer` takes. A new one is a file in this folder and a line here.
+OPTIMIZERS: dict[str, type[InnerOptimizer]] = {
+    "meta-lstm": MetaLSTM,
+    "sgd": SGD,
+    "momentum": Momentum,
+    "adagrad": Adagrad,
+    "adadelta": Adadelta,
+    "adam": Adam,
+}
+# Those with a fixed rule, which have nothing to learn and are tuned instead.
+RULES: dict[str, type[Rule]] = {name: kind for name, kind in OPTIMIZERS.items() if issubclass(kind, Rule)}
 
 __all__ = [
+    "OPTIMIZERS",
     "RULES",
     "SGD",
     "Adadelta",
@@ -14,4 +27,5 @@ __all__ = [
     "MetaLSTM",
     "MetaLSTMState",
     "Momentum",
+    "Rule",
 ]

@@ -1,10 +1,14 @@
-"""What an inner optimiser is."""
+"""What an inner optimizer is."""
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from metalstm.settings import NoSettings
 
 State = TypeVar("State")
 
@@ -12,8 +16,22 @@ State = TypeVar("State")
 class InnerOptimizer(nn.Module, ABC, Generic[State]):
     """An update rule for a learner's parameters; its own weights, if it has any, are meta-learned.
 
-    All state is passed, none is kept: the same optimiser serves any number of tasks at once.
+    All state is passed and none is kept: the same optimizer serves any number of tasks at once.
     """
+
+    label: ClassVar[str]  # what tables and pictures call it
+    Settings: ClassVar[Any] = NoSettings  # a frozen dataclass
+
+    @classmethod
+    @abstractmethod
+    def build(cls, settings: Any, lengths: Sequence[int], generator: torch.Generator) -> "InnerOptimizer":
+        """The optimizer that some settings describe.
+
+        Args:
+            settings: Of the type `Settings`.
+            lengths: Of the stretches of theta that the learner's parameters take, the head left out.
+            generator: Source of random weights.
+        """
 
     @abstractmethod
     def init(self, theta: Float[Tensor, "*tasks n_params"]) -> State:
@@ -38,3 +56,10 @@ class InnerOptimizer(nn.Module, ABC, Generic[State]):
         Returns:
             The new parameters and state.
         """
+
+    def gates(self, state: State) -> Float[Tensor, "2 *tasks n_params"] | None:
+        """The share of theta that the last update kept, and the rate by which it followed the gradient, for pictures.
+
+        None for a rule that has no such gates.
+        """
+        return None

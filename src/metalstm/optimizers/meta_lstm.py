@@ -1,17 +1,20 @@
-"""The learned optimiser: an LSTM whose cell state is the learner's parameters."""
+"""The learned optimizer: an LSTM whose cell state is the learner's parameters."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from math import exp, log
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from jaxtyping import Float
+from msgspec import Meta
 from torch import Tensor, nn
 
 from metalstm import kernels
 from metalstm.optimizers.base import InnerOptimizer
+from metalstm.settings import Finite, Positive
 
 P = 10.0  # scale of the preprocessing, section 3.2
 
@@ -32,13 +35,9 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
     (before its sigmoid, as in the authors' code) make the next gate. All weights are shared across coordinates.
 
     Args:
-        hidden_size: Of the ordinary LSTM; 20 in the paper.
-        forget_bias: Range of the uniform distribution from which b_F is drawn.
-        input_bias: The same for b_I. sigmoid(b_I) is the learning rate from which meta-training starts.
-        layers: Learn a factor of the gradient for each stretch of theta, of which these are the lengths; what lies
-            behind the last is one more. The gates' weights are shared by all coordinates, which else lets no layer
-            have a rate of its own. None for the paper's.
-        body_factor: Where these factors start, but the last, which is the head's and starts at 1.
+        settings: As below; the paper's by default.
+        lengths: Of the stretches of theta that get a learned factor each with `layer_rates`; the rest of theta is one
+            more.
         generator: Source of the random weights; torch's own by default.
 
     References:
@@ -46,13 +45,28 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         layer: Antoniou et al. 2019 (arXiv 1810.09502).
     """
 
+    @dataclass(frozen=True)
+    class Settings:
+        """The gates."""
+
+        hidden_size: Annotated[int, Meta(ge=1, le=4096)] = 20
+        """Hidden size of the meta-learner's LSTM."""
+        forget_bias: tuple[Finite, Finite] = (4.0, 5.0)
+        """b_F starts uniformly in this range: f is near 1."""
+        input_bias: tuple[Finite, Finite] = (-5.0, -4.0)
+        """b_I starts uniformly in this range: sigmoid(b_I) is the first learning rate."""
+        layer_rates: bool = False
+        """Learn a factor of the gradient for each of the learner's parameters, which the gates see with the gradient.
+        The gates' weights are shared by all coordinates, so that otherwise no layer has a rate of its own."""
+        body_factor: Positive = 1.0
+        """Where these factors start, except the head's, which starts at 1."""
+
+    label = "Meta-LSTM"
+
     def __init__(
         self,
-        hidden_size: int = 20,
-        forget_bias: tuple[float, float] = (4.0, 5.0),
-        input_bias: tuple[float, float] = (-5.0, -4.0),
-        layers: Sequence[int] | None = None,
-        body_factor: float = 1.0,
+        settings: Settings = Settings(),
+        lengths: Sequence[int] = (),
         generator: torch.Generator | None = None,
     ):
         super().__init__()
@@ -60,7 +74,7 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         def uniform(low: float, high: float, *shape: int) -> nn.Parameter:
             return nn.Parameter(low + (high - low) * torch.rand(shape, generator=generator))
 
-        self.hidden_size = hidden_size
+        hidden_size = self.hidden_size = settings.hidden_size
         # The ordinary LSTM: rows are its input, forget, cell and output gates, as in torch.nn.LSTM.
         self.weight_x = uniform(-0.01, 0.01, 4 * hidden_size, 4)
         self.weight_h = uniform(-0.01, 0.01, 4 * hidden_size, hidden_size)
@@ -68,11 +82,17 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         # W_F and W_I: h, theta, previous gate.
         self.weight_f = uniform(-0.01, 0.01, hidden_size + 2)
         self.weight_i = uniform(-0.01, 0.01, hidden_size + 2)
-        self.bias_f = uniform(*forget_bias)
-        self.bias_i = uniform(*input_bias)
-        self.layers = layers
-        if layers is not None:
-            self.log_factors = nn.Parameter(torch.tensor([log(body_factor)] * len(layers) + [0.0]))
+        self.bias_f = uniform(*settings.forget_bias)
+        self.bias_i = uniform(*settings.input_bias)
+        self.layers = list(lengths) if settings.layer_rates else None
+        if self.layers is not None:
+            factors = [log(settings.body_factor)] * len(self.layers) + [0.0]
+            self.log_factors = nn.Parameter(torch.tensor(factors))
+
+    @classmethod
+    def build(cls, settings: Settings, lengths: Sequence[int], generator: torch.Generator) -> "MetaLSTM":
+        """The optimizer of these settings."""
+        return cls(settings, lengths, generator)
 
     def init(self, theta: Float[Tensor, "*tasks n_params"]) -> MetaLSTMState:
         """Zeros."""
@@ -98,7 +118,7 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         loss: Float[Tensor, "*tasks"],
         state: MetaLSTMState,
     ) -> tuple[Float[Tensor, "*tasks n_params"], MetaLSTMState]:
-        """One step of the learned optimiser: theta <- f * theta - i * grad.
+        """One step of the learned optimizer: theta <- f * theta - i * grad.
 
         Args:
             theta: The learner's parameters; one coordinate is one LSTM cell.

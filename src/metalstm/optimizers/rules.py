@@ -1,16 +1,20 @@
-"""Inner optimisers with a fixed rule, the arithmetic of `torch.optim` without its state.
+"""Inner optimizers with a fixed rule, the arithmetic of `torch.optim` without its state.
 
-Each has a `decay`: step t, counted from 0, takes the rate lr / (1 + t * decay), as Torch7's optimisers do. Nothing in
-them is learned.
+Step t, counted from 0, takes the rate `rate / (1 + t * decay)`, as Torch7's optimizers do. Nothing in them is learned.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metalstm.optimizers.base import InnerOptimizer
+from metalstm.optimizers.base import InnerOptimizer, State
+from metalstm.settings import NotNegative
+
+R = TypeVar("R", bound="Rule")
 
 # The states; every tensor has theta's shape but the number of steps done, which each task has one of.
 Steps = Float[Tensor, "*tasks 1"]
@@ -38,17 +42,49 @@ class TwoMomentState(NamedTuple):
     v: Same
 
 
-class SGD(InnerOptimizer[StepState]):
-    """Plain gradient descent: theta <- theta - lr * grad.
+class Rule(InnerOptimizer[State]):
+    """A fixed rule.
 
     Args:
-        lr: Learning rate.
+        rate: Learning rate of the first step.
         decay: How fast it falls.
     """
 
-    def __init__(self, lr: float, decay: float = 0.0):
+    @dataclass(frozen=True)
+    class Settings:
+        """A learning rate and how fast it falls."""
+
+        rate: NotNegative = 0.01
+        """Learning rate of the first inner step."""
+        decay: NotNegative = 0.0
+        """Inner step t takes rate / (1 + t * decay)."""
+
+    half_decades: ClassVar[range]  # learning rates 10^(k/2) with which a search starts
+
+    def __init__(self, rate: float, decay: float = 0.0):
         super().__init__()
-        self.lr, self.decay = lr, decay
+        self.rate, self.decay = rate, decay
+
+    @classmethod
+    def build(cls: type[R], settings: Settings, lengths: Sequence[int], generator: torch.Generator) -> R:
+        """The rule with this rate and decay."""
+        return cls(settings.rate, settings.decay)
+
+    def rate_at(self, t: Tensor) -> Tensor | float:
+        """The learning rate after t steps."""
+        return self.rate / (1 + self.decay * t) if self.decay else self.rate
+
+
+class SGD(Rule[StepState]):
+    """Plain gradient descent: theta <- theta - rate * grad.
+
+    Args:
+        rate: Learning rate.
+        decay: How fast it falls.
+    """
+
+    label = "SGD"
+    half_decades = range(-6, 1)
 
     def init(self, theta: Same) -> StepState:
         """No steps done."""
@@ -56,14 +92,14 @@ class SGD(InnerOptimizer[StepState]):
 
     def update(self, theta: Same, grad: Same, loss: Tensor, state: StepState) -> tuple[Same, StepState]:
         """One step down the gradient; arguments as in `InnerOptimizer.update`."""
-        return theta - _rate(self.lr, self.decay, state.t) * grad, StepState(state.t + 1)
+        return theta - self.rate_at(state.t) * grad, StepState(state.t + 1)
 
 
-class Momentum(InnerOptimizer[MomentState]):
-    """Gradient descent with heavy-ball momentum: m <- momentum * m + grad; theta <- theta - lr * m.
+class Momentum(Rule[MomentState]):
+    """Gradient descent with heavy-ball momentum: m <- momentum * m + grad; theta <- theta - rate * m.
 
     Args:
-        lr: Learning rate.
+        rate: Learning rate.
         decay: How fast it falls.
         momentum: Share of the last direction that is kept.
 
@@ -71,9 +107,12 @@ class Momentum(InnerOptimizer[MomentState]):
         Polyak 1964; without dampening, as in `torch.optim.SGD`.
     """
 
-    def __init__(self, lr: float, decay: float = 0.0, momentum: float = 0.9):
-        super().__init__()
-        self.lr, self.decay, self.momentum = lr, decay, momentum
+    label = "momentum"
+    half_decades = range(-7, 0)
+
+    def __init__(self, rate: float, decay: float = 0.0, momentum: float = 0.9):
+        super().__init__(rate, decay)
+        self.momentum = momentum
 
     def init(self, theta: Same) -> MomentState:
         """At rest."""
@@ -82,14 +121,14 @@ class Momentum(InnerOptimizer[MomentState]):
     def update(self, theta: Same, grad: Same, loss: Tensor, state: MomentState) -> tuple[Same, MomentState]:
         """One step; arguments as in `InnerOptimizer.update`."""
         m = self.momentum * state.m + grad
-        return theta - _rate(self.lr, self.decay, state.t) * m, MomentState(state.t + 1, m)
+        return theta - self.rate_at(state.t) * m, MomentState(state.t + 1, m)
 
 
-class Adagrad(InnerOptimizer[MomentState]):
+class Adagrad(Rule[MomentState]):
     """Each coordinate's rate falls with all the gradient that it has seen.
 
     Args:
-        lr: Learning rate.
+        rate: Learning rate.
         decay: How fast it falls, beside that.
         eps: Added to the root of the sum of squares.
 
@@ -97,9 +136,12 @@ class Adagrad(InnerOptimizer[MomentState]):
         Duchi, Hazan & Singer 2011.
     """
 
-    def __init__(self, lr: float, decay: float = 0.0, eps: float = 1e-10):
-        super().__init__()
-        self.lr, self.decay, self.eps = lr, decay, eps
+    label = "Adagrad"
+    half_decades = range(-7, 0)
+
+    def __init__(self, rate: float, decay: float = 0.0, eps: float = 1e-10):
+        super().__init__(rate, decay)
+        self.eps = eps
 
     def init(self, theta: Same) -> MomentState:
         """Nothing seen."""
@@ -109,14 +151,14 @@ class Adagrad(InnerOptimizer[MomentState]):
         """One step; arguments as in `InnerOptimizer.update`."""
         m = state.m + grad**2
         step = grad / (m.sqrt() + self.eps)
-        return theta - _rate(self.lr, self.decay, state.t) * step, MomentState(state.t + 1, m)
+        return theta - self.rate_at(state.t) * step, MomentState(state.t + 1, m)
 
 
-class Adadelta(InnerOptimizer[TwoMomentState]):
+class Adadelta(Rule[TwoMomentState]):
     """Steps in theta's own units: their size so far over the gradient's.
 
     Args:
-        lr: Scale of a step; 1 in the paper that made it.
+        rate: Scale of a step; 1 in the paper that made it.
         decay: How fast it falls.
         rho: Weight of the past in both averages.
         eps: Added to both averages; it sets the size of the first steps.
@@ -125,9 +167,12 @@ class Adadelta(InnerOptimizer[TwoMomentState]):
         Zeiler 2012 (arXiv 1212.5701).
     """
 
-    def __init__(self, lr: float, decay: float = 0.0, rho: float = 0.9, eps: float = 1e-6):
-        super().__init__()
-        self.lr, self.decay, self.rho, self.eps = lr, decay, rho, eps
+    label = "Adadelta"
+    half_decades = range(-4, 3)
+
+    def __init__(self, rate: float, decay: float = 0.0, rho: float = 0.9, eps: float = 1e-6):
+        super().__init__(rate, decay)
+        self.rho, self.eps = rho, eps
 
     def init(self, theta: Same) -> TwoMomentState:
         """Nothing seen, nothing done."""
@@ -138,14 +183,14 @@ class Adadelta(InnerOptimizer[TwoMomentState]):
         m = self.rho * state.m + (1 - self.rho) * grad**2
         step = (state.v + self.eps).sqrt() / (m + self.eps).sqrt() * grad
         v = self.rho * state.v + (1 - self.rho) * step**2
-        return theta - _rate(self.lr, self.decay, state.t) * step, TwoMomentState(state.t + 1, m, v)
+        return theta - self.rate_at(state.t) * step, TwoMomentState(state.t + 1, m, v)
 
 
-class Adam(InnerOptimizer[TwoMomentState]):
+class Adam(Rule[TwoMomentState]):
     """The mean of gradients over the root of the mean of their squares, both averages corrected for their start at 0.
 
     Args:
-        lr: Learning rate.
+        rate: Learning rate.
         decay: How fast it falls.
         betas: Weights of the past in the two averages.
         eps: Added to the root.
@@ -154,9 +199,12 @@ class Adam(InnerOptimizer[TwoMomentState]):
         Kingma & Ba 2015, algorithm 1.
     """
 
-    def __init__(self, lr: float, decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
-        super().__init__()
-        self.lr, self.decay, self.betas, self.eps = lr, decay, betas, eps
+    label = "Adam"
+    half_decades = range(-9, -2)
+
+    def __init__(self, rate: float, decay: float = 0.0, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8):
+        super().__init__(rate, decay)
+        self.betas, self.eps = betas, eps
 
     def init(self, theta: Same) -> TwoMomentState:
         """Both averages 0."""
@@ -169,15 +217,8 @@ class Adam(InnerOptimizer[TwoMomentState]):
         m = beta_m * state.m + (1 - beta_m) * grad
         v = beta_v * state.v + (1 - beta_v) * grad**2
         step = m / (1 - beta_m**t) / ((v / (1 - beta_v**t)).sqrt() + self.eps)
-        return theta - _rate(self.lr, self.decay, state.t) * step, TwoMomentState(t, m, v)
-
-
-RULES = {"sgd": SGD, "momentum": Momentum, "adagrad": Adagrad, "adadelta": Adadelta, "adam": Adam}
+        return theta - self.rate_at(state.t) * step, TwoMomentState(t, m, v)
 
 
 def _no_steps(theta: Tensor) -> Tensor:
     return theta.new_zeros(*theta.shape[:-1], 1)
-
-
-def _rate(lr: float, decay: float, t: Tensor) -> Tensor | float:
-    return lr / (1 + decay * t) if decay else lr

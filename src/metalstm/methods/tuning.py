@@ -1,4 +1,4 @@
-"""Choosing a fixed rule's settings on meta-val, so that no baseline is weak for want of them."""
+"""Following the inner loop, and choosing the settings of a fixed rule on meta-val: no baseline is to be weak."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,22 +10,12 @@ from torch import Tensor
 
 from metalstm.console import track
 from metalstm.episodes import Episode
-from metalstm.methods import GradientMethod, Step
-from metalstm.methods.base import cross_entropy
-from metalstm.optimizers import RULES, InnerOptimizer
+from metalstm.methods.base import Tuning, cross_entropy
+from metalstm.methods.gradient import GradientMethod, Step
+from metalstm.optimizers import RULES
 
-READ_AT = (1, 2, 3, 5, 7, 10, 15, 20)  # inner steps that a trajectory is read at
-FEW, MANY = 20, 100  # episodes of a round, and of the last
 KEPT = 2  # of each round
 DECAYS = (0.0, 0.1, 1.0)
-# Learning rates are 10^(k/2); the search starts with these k, and goes on outwards from an end that is best.
-HALF_DECADES = {
-    "sgd": range(-6, 1),
-    "momentum": range(-7, 0),
-    "adagrad": range(-7, 0),
-    "adadelta": range(-4, 3),
-    "adam": range(-9, -2),
-}
 
 Episodes = Callable[[int], Episode]  # number -> episode, a batch of one task
 
@@ -35,7 +25,7 @@ class Choice:
     """Settings of a fixed rule, and what they reach on meta-val."""
 
     rule: str
-    lr: float
+    rate: float
     decay: float
     steps: int
     meta_val: float  # query accuracy in percent, mean of `episodes`
@@ -72,8 +62,9 @@ def curves(
         episode = episodes(number)
         support, query_y = episode.support, episode.query.y
         for step, logits in _readings(method, episode, read_at):
-            moments = step.moments if method.keep_moments else None
-            support_loss = cross_entropy(method.learner(step.theta, support.x, moments)[0], support.y)
+            moments = step.moments if method.settings.keep_moments else None
+            seen = method.learner.fixed(support.x)
+            support_loss = cross_entropy(method.learner(step.theta, seen, moments)[0], support.y)
             read.append((support_loss, cross_entropy(logits, query_y), _percent(logits, query_y)))
     return Curves(*(torch.cat(kind).double().view(len(numbers), -1).cpu() for kind in zip(*read, strict=True)))
 
@@ -98,30 +89,19 @@ def _accuracies(method: GradientMethod, episode: Episode, read_at: Sequence[int]
     return torch.cat([_percent(logits, y) for _, logits in _readings(method, episode, read_at)]).cpu()
 
 
-def tune(
-    rule: str,
-    with_rule: Callable[[InnerOptimizer], GradientMethod],
-    episodes: Episodes,
-    description: str,
-    few: int = FEW,
-    many: int = MANY,
-    read_at: Sequence[int] = READ_AT,
-) -> Choice:
+def tune_rule(rule: str, method: GradientMethod, tuning: Tuning) -> Choice:
     """The settings of a rule that are best on meta-val, by successive halving.
 
-    Every learning rate, without decay, is followed for a few episodes; the best of them, with each decay, for as many;
-    the best of these for many. How many steps is read from the same trajectories. An end of the rates that is best is
-    gone beyond.
+    Every learning rate, without decay, is followed for a few episodes; the best two of them, with each decay, for as
+    many; the best two of these for many. The number of steps is read from the same trajectories. If the best rate is
+    at the end of the grid, the grid is extended.
 
     Args:
         rule: One of `RULES`.
-        with_rule: Gives the method that adapts by an optimiser, for as many steps as are read.
-        episodes: Of meta-val.
-        description: What a progress bar says.
-        few: Episodes of the first two rounds.
-        many: Episodes of the last.
-        read_at: Inner steps to choose from, ascending.
+        method: What adapts; its own optimizer and number of steps are replaced.
+        tuning: Episodes and budget.
     """
+    kind, search, read_at = RULES[rule], tuning.search, tuning.search.read_at
     followed: dict[tuple[int, float], list[Tensor]] = {}  # (k, decay) -> accuracies of each episode at each reading
 
     def best(key: tuple[int, float]) -> tuple[float, int]:
@@ -130,23 +110,23 @@ def tune(
         return means.max().item(), read_at[int(means.argmax())]
 
     def follow(keys: Sequence[tuple[int, float]], numbers: range) -> None:
-        for k, decay in track(keys, f"{description}, {len(numbers)} episodes each"):
-            method = with_rule(RULES[rule](10 ** (k / 2), decay))
-            there = followed.setdefault((k, decay), [])
-            there += [_accuracies(method, episodes(number), read_at) for number in numbers]
+        for k, decay in track(keys, f"{tuning.description}: {rule}, {len(numbers)} episodes each"):
+            rival = method.with_inner_loop(kind(10 ** (k / 2), decay), epochs=read_at[-1], batch_size=None)
+            curve = followed.setdefault((k, decay), [])
+            curve += [_accuracies(rival, tuning.episodes(number), read_at) for number in numbers]
 
     def kept() -> list[tuple[int, float]]:
         return sorted(followed, key=best, reverse=True)[:KEPT]
 
-    rates: Sequence[int] = HALF_DECADES[rule]
+    rates: Sequence[int] = kind.half_decades
     while rates:
-        follow([(k, 0.0) for k in rates], range(few))
+        follow([(k, 0.0) for k in rates], range(search.few))
         ks = [k for k, _ in followed]
         k, _ = max(followed, key=best)
         rates = [min(ks) - 1] if k == min(ks) else [max(ks) + 1] if k == max(ks) else []
-    follow([key for key in product([k for k, _ in kept()], DECAYS) if key not in followed], range(few))
+    follow([key for key in product([k for k, _ in kept()], DECAYS) if key not in followed], range(search.few))
     finalists = kept()
-    follow(finalists, range(few, many))
+    follow(finalists, range(search.few, search.many))
     k, decay = max(finalists, key=best)
     accuracy, steps = best((k, decay))
-    return Choice(rule, 10 ** (k / 2), decay, steps, accuracy, many)
+    return Choice(rule, 10 ** (k / 2), decay, steps, accuracy, search.many)

@@ -1,0 +1,27 @@
+"""Learners: the networks that are trained on a support set."""
+
+from metalstm.learners.base import Layout, Learner, LearnerSettings, each_task, set_precision
+from metalstm.learners.conv4 import Conv4
+from metalstm.learners.head_only import AfterFixed, HeadOnly
+from metalstm.learners.linear import Linear
+from metalstm.learners.module import FromModule
+
+# What `--learner` takes. A new one is a file in this folder and a line here.
+LEARNERS: dict[str, type[Learner]] = {
+    "conv4": Conv4,
+    "linear": Linear,
+}
+
+__all__ = [
+    "LEARNERS",
+    "AfterFixed",
+    "Conv4",
+    "FromModule",
+    "HeadOnly",
+    "Layout",
+    "Learner",
+    "LearnerSettings",
+    "Linear",
+    "each_task",
+    "set_precision",
+]

@@ -1,0 +1,65 @@
+"""Nearest neighbor in pixels."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from metalstm.episodes import Episode, Support
+from metalstm.learners import Learner
+from metalstm.methods.base import Adapted, Method, Recipe, Row, RunConfig, score
+from metalstm.optimizers import InnerOptimizer
+from metalstm.settings import TrainingSettings, Traits
+
+
+class PixelNearestNeighbor(Method):
+    """The class of the single support image whose pixels are nearest, by Euclidean distance.
+
+    The floor that any method that learned something must clear.
+    """
+
+    label = "Nearest neighbor, pixels"
+    meta_trained = False
+
+    @classmethod
+    def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
+        """Nothing to set and nothing to train."""
+        return Recipe(training=TrainingSettings(episodes=0), learner="linear")
+
+    @classmethod
+    def build(
+        cls, config: RunConfig, learner: Learner, optimizer: InnerOptimizer | None, generator: Any
+    ) -> "PixelNearestNeighbor":
+        """It looks at pixels, whatever the learner."""
+        return cls()
+
+    @classmethod
+    def rows(cls) -> tuple[Row, ...]:
+        """One."""
+        return (Row("nearest-neighbor-pixels", cls.label),)
+
+    def adapt(self, support: Support) -> Adapted:
+        """Keep the support set; `n_way` is a tensor, so that everything adapted can be saved."""
+        return {"x": support.x.flatten(-3), "y": support.y, "n_way": torch.tensor(support.n_way)}
+
+    def logits(
+        self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"]
+    ) -> Float[Tensor, "*tasks n_query n_way"]:
+        """Minus the distance to the nearest support image of each class."""
+        return best_of_class(-torch.cdist(query_x.flatten(-3), adapted["x"]), adapted)
+
+    def forward(self, batch: Episode) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Query loss and accuracy; nothing is trained."""
+        return score(self.logits(self.adapt(batch.support), batch.query.x), batch.query.y)
+
+
+def best_of_class(
+    likeness: Float[Tensor, "*tasks n_query n_support"], adapted: Adapted
+) -> Float[Tensor, "*tasks n_query n_way"]:
+    """Likeness to the support image of each class that is most alike."""
+    per_class = [
+        likeness.masked_fill((adapted["y"] != label).unsqueeze(-2), -torch.inf).amax(-1)
+        for label in range(int(adapted["n_way"]))
+    ]
+    return torch.stack(per_class, -1)

@@ -1,0 +1,160 @@
+"""Settings: frozen dataclasses whose types hold their bounds and whose docstrings are the help of the command line."""
+
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from metalstm.errors import UserError
+
+S = TypeVar("S")
+
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0, lt=float("inf"))]
+NotNegative = Annotated[float, Meta(ge=0, lt=float("inf"))]
+Share = Annotated[float, Meta(ge=0, lt=1)]  # 1 is excluded
+Weight = Annotated[float, Meta(gt=0, le=1)]  # 0 is excluded
+Finite = Annotated[float, Meta(gt=-float("inf"), lt=float("inf"))]
+Precision = Literal["fp32", "tf32", "bf16"]
+
+# How a message states each bound of `msgspec.Meta`.
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Nothing to set."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What recipes and preprocessing need to know about a data set. A checkpoint keeps them."""
+
+    drawing: bool = False
+    """Strokes on paper. Light paper is turned dark before a learner sees it."""
+    mirrors: bool = True
+    """An image and its mirror image show the same class."""
+    rotations: bool = False
+    """An image turned by 90 degrees shows another class."""
+    built_in: bool = False
+    """Drawn on the spot for the demo, which has minutes: recipes do without pre-training."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The outer loop; the defaults are the paper's for the Meta-LSTM at 5 shots."""
+
+    episodes: Annotated[int, Meta(ge=0)] = 50_000
+    """Meta-train episodes at the most; mini-batches for a method that is trained on these."""
+    minutes: Positive | None = None
+    """Minutes of training at the most, validations and pre-training included."""
+    meta_batch: Count = 1
+    """Episodes in an outer step."""
+    lr: Positive = 1e-3
+    """Adam's learning rate."""
+    optimizer_lr: Positive = 1e-3
+    """The same for the inner optimizer's own weights. With large inner steps, a fast-changing rule diverges."""
+    lr_decay: bool = False
+    """Let the learning rates fall to zero over `episodes` along half a cosine."""
+    clip: Positive | None = 0.25
+    """Largest norm of the meta-gradient, over all meta-parameters."""
+    pretrain: Annotated[int, Meta(ge=0)] = 0
+    """Mini-batches of pre-training as a classifier of all meta-train classes, from which theta_0 starts."""
+    rotations: bool = False
+    """Add each meta-train class turned by 90, 180 and 270 degrees as new classes."""
+    mirrors: bool = False
+    """Add each meta-train image's mirror image to its class."""
+    val_every: Count = 1000
+    """Episodes between two validations."""
+    val_episodes: Annotated[int, Meta(ge=2)] = 100
+    """Meta-val episodes in a validation."""
+    patience: Count | None = None
+    """Stop after this many validations without gain."""
+
+
+def option(name: str) -> str:
+    """The command-line option of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check(*settings: Any) -> None:
+    """Compare every value of some settings with its type and bounds.
+
+    Raises:
+        UserError: Names every wrong value and what is allowed.
+    """
+    wrong = [message for each in settings for message in _wrong(type(each), _values(each))]
+    if wrong:
+        raise UserError("; ".join(wrong))
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """Plain values, as JSON would give them back."""
+    return msgspec.to_builtins(settings)
+
+
+def from_dict(kind: type[S], values: Any) -> S:
+    """The inverse of `to_dict`.
+
+    Args:
+        kind: The dataclass to make; its fields may be dataclasses themselves.
+        values: One value for every field, and no other.
+
+    Raises:
+        UserError: A name is missing or unknown, or a value has a wrong type or is out of its bounds.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{kind.__name__} is {values!r}: must be an object")
+    names = {field.name for field in fields(kind)}  # pyright: ignore[reportArgumentType]
+    if odd := sorted(names.symmetric_difference(values)):
+        raise UserError(f"{kind.__name__} lacks or does not know {', '.join(map(str, odd))}")
+    if wrong := list(_wrong(kind, values)):
+        raise UserError("; ".join(wrong))
+    return kind(**{name: _convert(values[name], hint) for name, hint in _hints(kind).items()})
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    if hint is Any or not is_dataclass(hint):
+        return msgspec.convert(value, hint) if hint is not Any else value
+    return from_dict(hint, value)  # pyright: ignore[reportArgumentType]
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _values(settings: Any) -> dict[str, Any]:
+    return {field.name: getattr(settings, field.name) for field in fields(settings)}
+
+
+def _wrong(kind: type, values: Mapping[str, Any]) -> Iterator[str]:
+    """A message for each wrong value; fields that are dataclasses are left to `from_dict`."""
+    for name, hint in _hints(kind).items():
+        if is_dataclass(hint) or hint is Any:
+            continue
+        try:
+            msgspec.convert(msgspec.to_builtins(values[name]), hint)
+        except (msgspec.ValidationError, TypeError):
+            yield f"{option(name)} {values[name]!r}: must be {_allowed(hint)}".replace("'", "")
+
+
+def _allowed(hint: Any) -> str:
+    """What a type allows, in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, args))}"
+    if origin in (Union, types.UnionType):
+        return " or ".join("None" if arg is type(None) else _allowed(arg) for arg in args)
+    if origin is Annotated:
+        bounds = {key: getattr(args[1], key) for key in _BOUNDS if getattr(args[1], key) is not None}
+        finite = {key: value for key, value in bounds.items() if abs(value) != float("inf")}
+        words = [f"{_BOUNDS[key]} {value:g}" for key, value in finite.items()]
+        return " and ".join([*words, *(["finite"] if len(finite) < len(bounds) else [])])
+    if origin is tuple:
+        return f"{len(args)} values, each {_allowed(args[0])}"
+    return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}.get(hint, str(hint))

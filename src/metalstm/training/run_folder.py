@@ -1,0 +1,162 @@
+"""The folder of a run: its configuration, metrics, best checkpoint, and the state to go on from."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalstm import checkpoint, files, recipes
+from metalstm.errors import UserError
+from metalstm.methods import Method, RunConfig
+
+
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    episode: int = 0
+    seconds: float = 0.0
+    best: float = -1.0  # meta-val accuracy in percent
+    best_episode: int = 0
+    since_best: int = 0  # validations
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Progress":
+        """The inverse of `to_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: A value is missing or no number.
+        """
+        return cls(**{field.name: type(field.default)(values[field.name]) for field in fields(cls)})
+
+
+class RunFolder:
+    """A run on disk. `config.json`, `metrics.jsonl`, `best.safetensors` (by meta-val), `last.safetensors` (to go on).
+
+    Args:
+        path: The folder.
+        config: Of the run that is to be in it.
+    """
+
+    def __init__(self, path: Path, config: RunConfig):
+        self.path, self.config = path, config
+        self.best, self.last = path / "best.safetensors", path / "last.safetensors"
+        self.metrics, self.configuration = path / "metrics.jsonl", path / "config.json"
+
+    def check(self, resume: bool) -> None:
+        """Compare with the run that is in the folder, if any.
+
+        Raises:
+            UserError: It holds a run and `resume` is not set, or another run, or a damaged one.
+        """
+        if not self.configuration.exists() and not self.last.exists():
+            return
+        if not resume:
+            raise UserError(f"{self.path} already holds a run: pass --resume to go on with it, or another --out")
+        try:
+            has_file = self.configuration.exists()
+            values = json.loads(self.configuration.read_text()) if has_file else checkpoint.load(self.last)[1]["config"]
+            old = recipes.from_dict(values)
+        except (ValueError, KeyError, UserError) as error:
+            raise UserError(
+                f"{self.configuration} is damaged ({error}): restore it, or train anew with another --out"
+            ) from error
+        if different := recipes.differences(old, self.config):
+            raise UserError(f"{self.path} holds another run ({different}): use its settings, or another --out")
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The state to go on from, if there is one."""
+        return checkpoint.load(self.last) if self.last.exists() else None
+
+    def restore(
+        self, state: tuple[dict[str, Tensor], dict[str, Any]], method: Method, optimizer: torch.optim.Optimizer
+    ) -> Progress:
+        """Put a state back into a method and its outer optimizer.
+
+        Raises:
+            UserError: It is not a state of this run.
+        """
+        tensors, meta = state
+        try:
+            checkpoint.restore_training_state(method, optimizer, tensors)
+            return Progress.from_dict(meta["at"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.last} is not a state of this run ({error}): train anew with another --out"
+            ) from error
+
+    def begin(self, at: Progress) -> None:
+        """Write the configuration, and drop what a killed run left half-done."""
+        files.remove_temporary(self.path, *(file.name for file in (self.best, self.last, self.metrics)))
+        files.remove_temporary(self.path, self.configuration.name)
+        files.write(self.configuration, (json.dumps(recipes.to_dict(self.config), indent=1) + "\n").encode())
+        self._forget_metrics_after(at.episode)
+
+    def save_last(self, method: Method, optimizer: torch.optim.Optimizer, at: Progress) -> None:
+        """Write the state to go on from."""
+        checkpoint.save(self.last, checkpoint.training_state(method, optimizer), self._meta(self.config, at))
+
+    def save_best(
+        self, method: Method, at: Progress, config: RunConfig | None = None, facts: dict[str, Any] | None = None
+    ) -> None:
+        """Write the checkpoint that evaluation takes.
+
+        Args:
+            method: Its weights.
+            at: How far the run is.
+            config: Of the method, where tuning has changed it.
+            facts: Further plain values.
+        """
+        checkpoint.save(self.best, checkpoint.method_tensors(method), self._meta(config or self.config, at, facts))
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append a line of metrics."""
+        text = json.dumps(line) + "\n"
+        try:
+            with self.metrics.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            raise files.cannot_write(self.metrics, len(text), error) from error
+
+    def keep(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A part of the tuning: read if it is in the folder, otherwise computed and written."""
+        path = self.path / f"tuned-{name}.json"
+        if not path.exists():
+            files.write(path, (json.dumps(compute()) + "\n").encode())
+        return json.loads(path.read_text())
+
+    def _meta(self, config: RunConfig, at: Progress, facts: dict[str, Any] | None = None) -> dict[str, Any]:
+        return {
+            "config": recipes.to_dict(config),
+            "at": at.to_dict(),
+            "meta_val": at.best,
+            "episode": at.episode,
+            **(facts or {}),
+        }
+
+    def _forget_metrics_after(self, episode: int) -> None:
+        """Drop lines that a killed run wrote after its last saved state, and a line cut short."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines(keepends=True):
+            try:
+                if not line.endswith("\n") or json.loads(line)["episode"] > episode:
+                    break
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{self.metrics} is damaged at {line[:40]!r}: remove that line") from error
+            kept.append(line)
+        files.write(self.metrics, "".join(kept).encode())
+
+
+def last_line(run: Path) -> dict[str, Any]:
+    """The last line of a run's metrics."""
+    return json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
