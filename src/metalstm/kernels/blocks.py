@@ -1,7 +1,8 @@
-"""The learner's convolutional blocks on CPU, differentiated by hand, twice.
+"""The learner's convolutional blocks on a CPU, differentiated twice by hand.
 
-`learners.py` holds the same in PyTorch. Here a pass over all blocks is one node of the graph, made of nothing but
-convolutions and the compiled kernels, and second derivatives take six convolutions a block.
+The learners compute the same in PyTorch. Here a pass over all blocks is one node of the graph. It consists of
+convolutions and compiled kernels only; second derivatives take six convolutions per block. DERIVATION.md, section "All
+blocks", derives them; numbers in parentheses, such as (50), are its equations. Names as in `norm_pool.py`.
 """
 
 from typing import Any, NamedTuple
@@ -12,25 +13,25 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from metalstm import kernels
+from metalstm.kernels.norm_pool import Block, block_backward, block_double_backward, block_forward
 
 
 class Shape(NamedTuple):
-    """What theta is for, block by block: a convolution (filters, 3, 3, in), its bias if there is one, gamma, beta."""
+    """The parts of theta, block by block: a convolution (filters, 3, 3, in), its bias if it has one, gamma, beta."""
 
     n_blocks: int
     channels: int  # of the images
     filters: int
     conv_bias: bool
     eps: float
-    dtype: torch.dtype  # of the convolutions
+    dtype: torch.dtype  # in which images are stored and convolved
 
     def parts(self, theta: Tensor) -> list[tuple[Tensor, Tensor | None, Tensor, Tensor]]:
         """Views of weight (filters, in, 3, 3), bias, gamma and beta of each block."""
         n, sizes = self.filters, []
         for block in range(self.n_blocks):
             sizes += [9 * n * (n if block else self.channels), *[n] * (2 + self.conv_bias)]
-        # One split has one backward node; a slice per parameter would fill a vector of zeros for each.
+        # One split is one backward node; a slice for each parameter would each fill a vector with zeros.
         flat, each = theta.split(sizes), []
         for start in range(0, len(flat), 3 + self.conv_bias):
             weight, *bias, gamma, beta = flat[start : start + 3 + self.conv_bias]
@@ -44,9 +45,18 @@ def features(
     x: Float[Tensor, "n channels height width"],
     moments: Float[Tensor, " n_moments"] | None,
 ) -> tuple[Float[Tensor, "n filters small_height small_width"], Float[Tensor, " n_moments"]]:
-    """What the last block gives, and the moments of the images, if none were given.
+    """The output of the last block.
 
-    Differentiable in theta twice, but once where the moments that are given want a gradient too; not in x.
+    Differentiable twice in theta; once if `moments` are given and require a gradient. Not differentiable in x.
+
+    Args:
+        shape: The parts of theta.
+        theta: Parameters of all blocks.
+        x: Images.
+        moments: Per block the mean and the biased variance of each channel; None for those of the images.
+
+    Returns:
+        The features, and the moments that normalized the images.
     """
     theta, x = theta.contiguous(), x.to(shape.dtype, memory_format=torch.channels_last)
     if moments is None:
@@ -57,7 +67,7 @@ def features(
 
 
 class _Features(Function):
-    """y and the moments; where these are given as constants, there are none to give."""
+    """y and the moments of the images; moments that are given are constants, and the second output is empty."""
 
     @staticmethod
     def forward(ctx: Any, theta: Tensor, x: Tensor, given: Tensor | None, shape: Shape) -> tuple[Tensor, Tensor]:
@@ -74,27 +84,32 @@ class _Features(Function):
 
 
 class _FeaturesBackward(Function):
-    """The gradient in theta, as a function of the cotangents and of theta, by which all that is saved is told."""
+    """d_theta as a function of d_y, d_moments and theta. What the forward pass saved follows from theta."""
 
     @staticmethod
-    def forward(ctx: Any, d_y: Tensor, d_moments: Tensor, theta: Tensor, *saved: Any) -> Tensor:
-        *kept, shape, given = saved
-        # Of given moments the gradient is written, and not wanted; of others it flows on to x.
+    def forward(ctx: Any, d_y: Tensor, d_moments: Tensor, theta: Tensor, *rest: Any) -> Tensor:
+        *saved, shape, given = rest
+        # If moments are given, their gradient is written here and discarded. Otherwise it is an input.
         d_moments = theta.new_empty(shape.n_blocks * 2 * shape.filters) if given else d_moments.contiguous()
-        d_theta, flown = _backward(shape, theta, kept, d_y, d_moments, given)
+        d_theta, gradients = _backward(shape, theta, saved, d_y, d_moments, given)
         ctx.shape, ctx.given = shape, given
-        ctx.save_for_backward(d_moments, theta, *kept, *flown)
+        ctx.save_for_backward(d_moments, theta, *saved, *gradients)
         return d_theta
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        d_moments, theta, *saved = ctx.saved_tensors
-        by_y, by_moments, by_theta = _double_backward(ctx.shape, theta, saved, d_moments, v.contiguous(), ctx.given)
-        return by_y, None if ctx.given else by_moments, by_theta, *[None] * (2 + 6 * ctx.shape.n_blocks)
+    def backward(ctx: Any, v_theta: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        n = _SAVED * ctx.shape.n_blocks
+        d_moments, theta, *rest = ctx.saved_tensors
+        v_y, v_moments, g_theta = _double_backward(
+            ctx.shape, theta, rest[:n], rest[n:], d_moments, v_theta.contiguous(), ctx.given
+        )
+        return v_y, None if ctx.given else v_moments, g_theta, *[None] * (n + 2)
 
 
 class _GivenFeatures(Function):
+    """y, differentiable once in theta and in the given moments."""
+
     @staticmethod
     def forward(ctx: Any, theta: Tensor, moments: Tensor, x: Tensor, shape: Shape) -> Tensor:
         y, saved = _forward(shape, theta, x, moments, given=True)
@@ -111,90 +126,98 @@ class _GivenFeatures(Function):
         return d_theta, d_moments, None, None
 
 
-# Passes over all blocks. A block convolves x to z and makes y of that, which is the next block's x. -------------------
+# Passes over all blocks. A block convolves x to z, and makes y from z; y is the x of the next block.
 
 
 def _forward(shape: Shape, theta: Tensor, x: Tensor, moments: Tensor, given: bool) -> tuple[Tensor, list[Tensor]]:
-    """The last y, and of each block x, z, the moments' mean and rstd, and what was pooled."""
+    """The last y, and for each block x and all of `Block` but gamma: six tensors."""
     saved = []
     for part, pair in zip(shape.parts(theta), moments.view(shape.n_blocks, 2, -1), strict=True):
         weight, bias, gamma, beta = part
         z = _convolve(x, weight, bias)
-        y, block = kernels.block_forward(z, gamma, beta, pair, shape.eps, given)
-        saved += [x, z, *block[2:]]
+        y, block = block_forward(z, gamma, beta, pair, shape.eps, given)
+        saved += [x, z, block.mean, block.rstd, block.pooled, block.chosen]
         x = y
     return x, saved
+
+
+_SAVED = 6  # tensors per block
 
 
 def _backward(
     shape: Shape, theta: Tensor, saved: list[Tensor], d_y: Tensor, d_moments: Tensor, given: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """The gradient in theta, and of each block d_y and d_z."""
+    """d_theta, and for each block d_y and d_z."""
     d_theta = torch.empty_like(theta)
     parts, d_parts, pairs = shape.parts(theta), shape.parts(d_theta), d_moments.view(shape.n_blocks, 2, -1)
-    flown = []
+    gradients = []
     d_y = d_y.contiguous(memory_format=torch.channels_last)
     for k in reversed(range(shape.n_blocks)):
         (x, block), (weight, _, _, _) = _block(parts, saved, k), parts[k]
         d_weight, d_bias, d_gamma, d_beta = d_parts[k]
-        d_z = kernels.block_backward(block, d_y, d_gamma, d_beta, pairs[k], given)
-        flown = [d_y, d_z, *flown]
-        d_y = _convolve_backward(d_z, x, weight, k > 0, d_weight, d_bias)
-    return d_theta, flown
+        d_z = block_backward(block, d_y, d_gamma, d_beta, pairs[k], given)
+        gradients = [d_y, d_z, *gradients]
+        d_y = _convolve_backward(d_z, x, weight, k > 0, d_weight, d_bias)  # (46) to (48)
+    return d_theta, gradients
 
 
 def _double_backward(
-    shape: Shape, theta: Tensor, saved: list[Tensor], d_moments: Tensor, v: Tensor, given: bool
+    shape: Shape,
+    theta: Tensor,
+    saved: list[Tensor],
+    gradients: list[Tensor],
+    d_moments: Tensor,
+    v_theta: Tensor,
+    given: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The backward pass of `_backward`, whose d_theta has the cotangent v: gradients in d_y, d_moments and theta.
+    """The backward pass of `_backward`: v_y, v_moments and g_theta.
 
-    It undoes `_backward` from the first block to the last, and then, for what came in by x and z, `_forward`.
+    It runs backward through `_backward`, from the first block to the last, and then backward through `_forward`.
     """
     n = shape.n_blocks
-    saved, flown = saved[: 6 * n], saved[6 * n :]
-    out, out_moments = torch.empty_like(theta), torch.empty_like(d_moments)
-    parts, v_parts, out_parts = shape.parts(theta), shape.parts(v), shape.parts(out)
-    pairs, out_pairs = d_moments.view(n, 2, -1), out_moments.view(n, 2, -1)
-    v_xs: list[Tensor | None] = []  # cotangents of what `_backward` gave for x
-    by_zs = []  # gradients in z
-    v_x = None
+    g_theta, v_moments = torch.empty_like(theta), torch.empty_like(d_moments)
+    parts, v_parts, g_parts = shape.parts(theta), shape.parts(v_theta), shape.parts(g_theta)
+    d_pairs, v_pairs = d_moments.view(n, 2, -1), v_moments.view(n, 2, -1)
+    v_xs: list[Tensor | None] = []
+    g_zs = []
+    v_x = None  # images have no gradient
     for k in range(n):
-        (x, block), (weight, _, _, _) = _block(parts, saved, k), parts[k]
+        (x, block), (weight, _, _, _), d_y = _block(parts, saved, k), parts[k], gradients[2 * k]
         v_weight, v_bias, v_gamma, v_beta = v_parts[k]
-        v_z = _convolve(x, v_weight, v_bias)
+        v_z = _convolve(x, v_weight, v_bias)  # (50)
         if v_x is not None:
             v_z += _convolve(v_x, weight, None)
         v_xs.append(v_x)
-        v_x, by_z, out_pairs[k] = kernels.block_double_backward(
-            block, flown[2 * k], pairs[k], v_z, v_gamma, v_beta, out_parts[k][2], given
+        v_y, g_z, v_pairs[k] = block_double_backward(
+            block, d_y, d_pairs[k], v_z, v_gamma, v_beta, g_parts[k][2], given
         )
-        by_zs.append(by_z)
+        g_zs.append(g_z)
+        v_x = v_y
     assert v_x is not None
-    by_y = None
-    zeros = torch.zeros_like(pairs[0])
+    g_y = None
+    zeros = torch.zeros_like(d_pairs[0])
     for k in reversed(range(n)):
-        (x, block), (weight, _, _, _), by_z, d_z = _block(parts, saved, k), parts[k], by_zs[k], flown[2 * k + 1]
-        out_weight, out_bias, out_gamma, out_beta = out_parts[k]
-        if by_y is None:
-            out_beta.zero_()
-        else:
-            by_gamma = torch.empty_like(out_gamma)
-            by_z += kernels.block_backward(block, by_y, by_gamma, out_beta, zeros, given)
-            out_gamma += by_gamma
-        by_y = _convolve_backward(by_z, x, weight, k > 0, out_weight, out_bias)
-        if k > 0:
-            v_x_here = v_xs[k]
-            assert v_x_here is not None
-            more = torch.empty_like(out_weight)
-            _convolve_backward(d_z, v_x_here, weight, False, more, None)
-            out_weight += more
-            by_y += _convolve_backward(d_z, x, v_parts[k][0], True, None, None)
-    return v_x, out_moments, out
+        (x, block), (weight, _, _, _), g_z, d_z = _block(parts, saved, k), parts[k], g_zs[k], gradients[2 * k + 1]
+        g_weight, g_bias, g_gamma, g_beta = g_parts[k]
+        if g_y is None:
+            g_beta.zero_()
+        else:  # (53)
+            more_gamma = torch.empty_like(g_gamma)
+            g_z += block_backward(block, g_y, more_gamma, g_beta, zeros, given)
+            g_gamma += more_gamma
+        g_y = _convolve_backward(g_z, x, weight, k > 0, g_weight, g_bias)  # (54)
+        v_x_here = v_xs[k]
+        if v_x_here is not None:
+            more_weight = torch.empty_like(g_weight)
+            _convolve_backward(d_z, v_x_here, weight, False, more_weight, None)  # (51)
+            g_weight += more_weight
+            g_y += _convolve_backward(d_z, x, v_parts[k][0], True, None, None)  # (52)
+    return v_x, v_moments, g_theta
 
 
-def _block(parts: list[Any], saved: list[Tensor], k: int) -> tuple[Tensor, kernels.Block]:
-    x, z, *rest = saved[6 * k : 6 * (k + 1)]
-    return x, kernels.Block(z, parts[k][2], *rest)
+def _block(parts: list[Any], saved: list[Tensor], k: int) -> tuple[Tensor, Block]:
+    x, z, mean, rstd, pooled, chosen = saved[_SAVED * k : _SAVED * (k + 1)]
+    return x, Block(z=z, gamma=parts[k][2], mean=mean, rstd=rstd, pooled=pooled, chosen=chosen)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -205,14 +228,14 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _convolve_backward(
     d_z: Tensor, x: Tensor, weight: Tensor, need_x: bool, d_weight: Tensor | None, d_bias: Tensor | None
 ) -> Any:
-    """Gradient in x, or None where it is not needed; writes those in weight and bias, if they are given."""
+    """d_x, or None if it is not needed; writes d_weight and d_bias unless they are None."""
     biases = None if d_bias is None else list(d_bias.shape)
     mask = [need_x, d_weight is not None, d_bias is not None]
-    d_x, by_weight, by_bias = torch.ops.aten.convolution_backward(
+    d_x, new_weight, new_bias = torch.ops.aten.convolution_backward(
         d_z, x, weight.to(x.dtype), biases, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
     )
     if d_weight is not None:
-        d_weight.copy_(by_weight)
+        d_weight.copy_(new_weight)
     if d_bias is not None:
-        d_bias.copy_(by_bias)
+        d_bias.copy_(new_bias)
     return d_x.contiguous(memory_format=torch.channels_last) if need_x else None

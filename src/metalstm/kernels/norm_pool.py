@@ -1,0 +1,120 @@
+"""Batch normalization, 2x2 max-pool and ReLU of one block, as C++ kernels.
+
+DERIVATION.md derives them in the sections "The block" and "The block, backward of the backward pass". Names here and
+there: `d_a` is the gradient of the loss in `a`; `v_a` is the gradient in `d_a` of whatever is computed from the first
+gradients, and `g_a` its gradient in `a` itself.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from metalstm.kernels.calls import can_read, kernel
+
+_LANES = 16  # the kernels take channels in vectors of this length
+
+
+class Block(NamedTuple):
+    """What the backward pass of a block reads; images are channels-last."""
+
+    z: Float[Tensor, "n channels height width"]  # float32, float64 or bfloat16, in which all images are stored
+    gamma: Float[Tensor, " channels"]
+    mean: Float[Tensor, " channels"]
+    rstd: Float[Tensor, " channels"]  # 1 / standard deviation
+    pooled: Float[Tensor, "n channels half_height half_width"]  # the chosen pixels, normalized
+    chosen: UInt8[Tensor, "n channels half_height half_width"]  # which of the four pixels, and whether the ReLU is 0
+
+
+def can_block(theta: Tensor, others: Sequence[Tensor], images: torch.dtype, channels: int) -> bool:
+    """Whether the kernels take this number of channels, images stored as `images`, and `others` of theta's type."""
+    takes = images == theta.dtype or (images, theta.dtype) == (torch.bfloat16, torch.float32)
+    return channels % _LANES == 0 and takes and not torch.is_autocast_enabled("cpu") and can_read(theta, *others)
+
+
+def block_forward(
+    z: Tensor, gamma: Tensor, beta: Tensor, moments: Tensor, eps: float, given: bool
+) -> tuple[Tensor, Block]:
+    """Normalize, pool, rectify: (21) to (24).
+
+    Args:
+        z: Images, channels-last.
+        gamma: Scale.
+        beta: Shift.
+        moments: (2, channels): mean and biased variance. Inputs if `given`; otherwise the moments of z are written here.
+        eps: Added to the variance.
+        given: Whether `moments` are inputs.
+
+    Returns:
+        The output of the block, and what `block_backward` needs.
+    """
+    n, channels, height, width = z.shape
+    y = z.new_empty(n, height // 2, width // 2, channels).permute(0, 3, 1, 2)
+    mean, var = moments.unbind()
+    block = Block(
+        z, gamma, mean, torch.empty_like(gamma), torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
+    )
+    kernel("block_forward")(**_sizes(z), **block._asdict(), given=given, eps=eps, beta=beta, var=var, y=y)
+    return y, block
+
+
+def block_backward(
+    block: Block, d_y: Tensor, d_gamma: Tensor, d_beta: Tensor, d_moments: Tensor, given: bool
+) -> Float[Tensor, "n channels height width"]:
+    """Gradient in z: (25) to (31).
+
+    Args:
+        block: From `block_forward`.
+        d_y: Gradient in the output.
+        d_gamma: Is written.
+        d_beta: Is written.
+        d_moments: Is written if the moments were given; otherwise it is an input.
+        given: Whether the moments were given.
+    """
+    d_z = torch.empty_like(block.z)
+    d_mean, d_var = d_moments.unbind()
+    outputs = {"d_z": d_z, "d_gamma": d_gamma, "d_beta": d_beta}
+    kernel("block_backward")(
+        **_sizes(d_z), **block._asdict(), given=given, d_y=d_y, d_mean=d_mean, d_var=d_var, **outputs
+    )
+    return d_z
+
+
+def block_double_backward(
+    block: Block,
+    d_y: Tensor,
+    d_moments: Tensor,
+    v_z: Tensor,
+    v_gamma: Tensor,
+    v_beta: Tensor,
+    g_gamma: Tensor,
+    given: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backward of `block_backward`: (32) to (44). If the moments were given, they are constants.
+
+    Args:
+        block: From `block_forward`.
+        d_y: The input of `block_backward`.
+        d_moments: The input of `block_backward`, if the moments were not given.
+        v_z: Gradient in the output d_z.
+        v_gamma: Gradient in the output d_gamma.
+        v_beta: Gradient in the output d_beta.
+        g_gamma: Is written: the gradient in gamma.
+        given: Whether the moments were given.
+
+    Returns:
+        v_y, g_z, v_moments: the gradients in d_y, in z, and in d_moments, if the moments were not given.
+    """
+    v_y, g_z, v_moments = torch.empty_like(d_y), torch.empty_like(block.z), torch.empty_like(d_moments)
+    v_mean, v_var = v_moments.unbind()
+    inputs = {"d_y": d_y, "d_var": d_moments[1], "v_z": v_z, "v_gamma": v_gamma, "v_beta": v_beta}
+    outputs = {"v_y": v_y, "v_mean": v_mean, "v_var": v_var, "g_z": g_z, "g_gamma": g_gamma}
+    kernel("block_double_backward")(**_sizes(v_z), **block._asdict(), given=given, **inputs, **outputs)
+    return v_y, g_z, v_moments
+
+
+def _sizes(images: Tensor) -> dict[str, int]:
+    n, channels, height, width = images.shape
+    return {"n": n, "channels": channels, "height": height, "width": width}
