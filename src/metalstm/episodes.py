@@ -1,4 +1,4 @@
-"""Episodes: small data sets, each a support set to learn from and a query set to be tested on."""
+"""Episodes: small data sets, each with a support set to learn from and a query set to test on."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from metalstm.datasets import ImagesByClass
+from metalstm.data import ImagesByClass
 from metalstm.errors import UserError
 
 
 @dataclass(frozen=True)
 class Support:
-    """What a learner is trained on."""
+    """The images that a learner is trained on."""
 
     x: Float[Tensor, "*tasks n_support channels height width"]  # in 0..1
     y: Int[Tensor, "*tasks n_support"]  # 0 .. n_way - 1
@@ -22,7 +22,7 @@ class Support:
 
 @dataclass(frozen=True)
 class Query:
-    """What an adapted learner is tested on."""
+    """The images that an adapted learner is tested on."""
 
     x: Float[Tensor, "*tasks n_query channels height width"]
     y: Int[Tensor, "*tasks n_query"]
@@ -30,37 +30,36 @@ class Query:
 
 @dataclass(frozen=True)
 class Episode:
-    """One task, or a batch of tasks of equal shape."""
+    """One task, or a batch of tasks of the same shape."""
 
     support: Support
     query: Query
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A mini-batch of images of all classes, for pre-training."""
+class Labeled:
+    """A mini-batch of images from all classes, for pre-training."""
 
     x: Float[Tensor, "n channels height width"]  # in 0..1
     y: Int[Tensor, " n"]  # number of the class in the meta-set
 
 
 class EpisodeSampler:
-    """Episode number k of a meta-set: a function of the seed and k alone.
+    """Episodes of a meta-set. Episode number k depends on the seed and k alone.
 
-    Whoever asks, in whatever order, on whatever machine and in however many processes, gets the same episode. Classes
-    are drawn without replacement, and so are the images of a class. The support set is shuffled; queries lie class by
-    class.
+    It is the same on every machine, in any order and in any number of processes. Classes are drawn without
+    replacement, and so are the images of a class. The support set is shuffled; queries are ordered by class.
 
     Args:
         images: The meta-set.
-        n_way: Classes an episode.
-        n_shot: Support images a class.
-        n_query: Query images a class; 15 in the paper.
-        seed: Episodes with another seed are other episodes.
-        device: Where episodes are made. Off the CPU the meta-set is copied there once, in bytes.
+        n_way: Classes per episode.
+        n_shot: Support images per class.
+        n_query: Query images per class; 15 in the paper.
+        seed: Another seed gives other episodes.
+        device: Where episodes are made. A device other than the CPU gets one copy of the meta-set, in bytes.
 
     Raises:
-        UserError: Too few classes, or too few images in one of them.
+        UserError: There are too few classes, or too few images in one of them.
     """
 
     def __init__(
@@ -98,7 +97,7 @@ class EpisodeSampler:
         return self.batch([index])
 
     def batch(self, indices: list[int] | range) -> Episode:
-        """The episodes of these numbers as a batch of tasks, (n_tasks, ...)."""
+        """The episodes with these numbers as one batch of tasks, (n_tasks, ...)."""
         support, labels, query = zip(*(self._draw(index) for index in indices), strict=True)
         query_y = torch.arange(self.n_way).repeat_interleave(self.n_query).expand(len(indices), -1)
         load, here = self.pixels.load, self.pixels.here
@@ -108,11 +107,12 @@ class EpisodeSampler:
         )
 
     def classes(self, index: int) -> list[int]:
-        """The classes of an episode, as numbers in the meta-set; its label k is number k of these."""
+        """The classes of an episode, as numbers in the meta-set. Label k of the episode is number k in this list."""
         return self._classes(index)[1].tolist()
 
     def _classes(self, index: int) -> tuple[np.random.RandomState, np.ndarray]:
-        rng = np.random.RandomState([self.seed, index])  # its stream never changes; that of newer generators may
+        # The stream of RandomState never changes; that of newer generators may.
+        rng = np.random.RandomState([self.seed, index])
         return rng, rng.choice(len(self.images.classes), self.n_way, replace=False)
 
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -127,13 +127,13 @@ class EpisodeSampler:
 
 
 class BatchSampler:
-    """Mini-batch number k of a meta-set's images, whatever their class: a function of the seed and k alone.
+    """Mini-batches of images from all classes of a meta-set. Mini-batch number k depends on the seed and k alone.
 
     Args:
         images: The meta-set.
-        batch_size: Images a mini-batch, drawn with replacement.
-        seed: Mini-batches with another seed are other ones.
-        device: Where they are made, as for `EpisodeSampler`.
+        batch_size: Images per mini-batch, drawn with replacement.
+        seed: Another seed gives other mini-batches.
+        device: Where mini-batches are made, as for `EpisodeSampler`.
     """
 
     def __init__(self, images: ImagesByClass, batch_size: int, seed: int = 0, device: torch.device | str = "cpu"):
@@ -143,21 +143,21 @@ class BatchSampler:
         self._labels = np.repeat(np.arange(len(spans)), np.diff(spans).ravel())
         self.batch_size, self.seed = batch_size, seed
 
-    def __getitem__(self, index: int) -> Labelled:
+    def __getitem__(self, index: int) -> Labeled:
         """Mini-batch number `index`."""
         return self.batch([index])
 
-    def batch(self, indices: list[int] | range) -> Labelled:
-        """The mini-batches of these numbers as one."""
+    def batch(self, indices: list[int] | range) -> Labeled:
+        """The mini-batches with these numbers as one."""
         chosen = np.concatenate(
             [np.random.RandomState([self.seed, k]).randint(len(self._rows), size=self.batch_size) for k in indices]
         )
         labels = torch.from_numpy(self._labels[chosen])
-        return Labelled(self.pixels.load(self._rows[chosen]), self.pixels.here(labels))
+        return Labeled(self.pixels.load(self._rows[chosen]), self.pixels.here(labels))
 
 
 class _Pixels:
-    """The images of a meta-set where they are needed, off the CPU in bytes; there a copy is made once."""
+    """The images of a meta-set, on the device where they are needed. Each device gets one copy, in bytes."""
 
     def __init__(self, images: ImagesByClass, device: torch.device | str):
         self.device = torch.device(device)
@@ -167,7 +167,7 @@ class _Pixels:
         self.images = images
 
     def load(self, rows: np.ndarray) -> Float[Tensor, "*n channels height width"]:
-        """Images by their numbers, in 0..1."""
+        """The images with these numbers, in 0..1."""
         if self.device.type == "cpu":
             pixels = torch.from_numpy(self.images.images[rows])
         else:
@@ -175,5 +175,5 @@ class _Pixels:
         return pixels.movedim(-1, -3).float().div_(255)
 
     def here(self, numbers: Tensor) -> Tensor:
-        """Numbers on the device."""
+        """The same numbers, on the device."""
         return numbers if self.device.type == "cpu" else numbers.to(self.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""From images as people have them, files of any kind or arrays, to the pixels that a learner takes."""
+"""From the images that people have, files of any kind or arrays, to the pixels that a learner takes."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from metalstm.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-JUDGED = 64  # pixels, height and width, that the kind of an image is told by
+JUDGED = 64  # height and width in pixels of the copy that decides whether an image is a drawing
+LOOK_AT = 20  # images that decide whether many images are drawings
 
 
 @dataclass(frozen=True)
@@ -20,10 +21,10 @@ class Preprocessing:
     """What is done to an image before a learner sees it.
 
     Attributes:
-        image_size: Height and width in pixels to which it is resized, by Lanczos' filter.
-        channels: 3 for RGB, 1 for grey.
-        drawing: Ink on paper, which the learner takes as light on dark: contrast is stretched, what is not square gets
-            more paper instead of being cropped, and light paper is turned into dark.
+        image_size: Height and width in pixels of the result. The filter is Lanczos.
+        channels: 3 for RGB, 1 for gray; drawings are always gray.
+        drawing: The image is ink on paper. Contrast is stretched, and an image that is not square gets more paper
+            instead of being cropped.
     """
 
     image_size: int
@@ -31,14 +32,14 @@ class Preprocessing:
     drawing: bool
 
     def __call__(self, source: Any, name: str = "the image") -> np.ndarray:
-        """Pixels of an image: a path, a PIL image, an array or a tensor, as `open_image` takes them.
+        """The pixels of an image.
 
         Args:
-            source: The image.
-            name: What messages call it, where it is not a file.
+            source: A path, a PIL image, an array or a tensor, as `open_image` takes them.
+            name: What messages call it if it is not a file.
 
         Returns:
-            uint8 (image_size, image_size, channels); light paper is turned by the classifier, not here.
+            uint8 (image_size, image_size, channels). Light paper stays light: see `dark_paper`.
 
         Raises:
             UserError: It cannot be read.
@@ -55,12 +56,12 @@ class Preprocessing:
 
 
 def read_image(path: Path, image_size: int, channels: int = 3) -> np.ndarray:
-    """Read an image file: turned upright, cropped to its central square, resized; white where it is transparent.
+    """Read an image file: turn it upright, crop it to its central square, resize it; transparent pixels become white.
 
     Args:
         path: A file of any format that Pillow reads.
-        image_size: Height and width in pixels.
-        channels: 3 for RGB, 1 for grey.
+        image_size: Height and width of the result in pixels.
+        channels: 3 for RGB, 1 for gray.
 
     Returns:
         uint8 (image_size, image_size, channels).
@@ -72,16 +73,15 @@ def read_image(path: Path, image_size: int, channels: int = 3) -> np.ndarray:
 
 
 def open_image(source: Any, least: int, name: str = "the image") -> "Image.Image":
-    """An image in 8 bits a channel, grey or RGB or what becomes one of them; upright, on white where transparent.
+    """Open an image with 8 bits per channel, upright, on white if it is transparent.
 
-    Of an animated image it is the first frame.
+    The first frame stands for an animated image.
 
     Args:
         source: A path; a PIL image; an array (height, width) or (height, width, channels) or a tensor (channels,
             height, width), of bytes or of floats in 0..1, with 1, 3 or 4 channels.
-        least: Height and width in pixels that are needed; files that are larger may be decoded at a fraction of their
-            size.
-        name: What messages call it, where it is not a file.
+        least: Height and width in pixels that are needed. Larger files may be decoded at a fraction of their size.
+        name: What messages call it if it is not a file.
 
     Raises:
         UserError: It cannot be read as an image.
@@ -94,23 +94,23 @@ def open_image(source: Any, least: int, name: str = "the image") -> "Image.Image
         return _plain(_from_array(source, name))
     try:
         with Image.open(source) as image:
-            # JPEG can be decoded at a fraction of its size, which is several times faster for photographs.
+            # JPEG can be decoded at a fraction of its size, which is several times faster for photos.
             image.draft(None, (least, least))
             return _plain(image)
     except Exception as error:  # Pillow raises nearly anything on broken files
         reason = " ".join(str(error).split()) or type(error).__name__
-        mend = "mend or remove it"
+        remedy = "repair or remove it"
         if isinstance(error, UnidentifiedImageError):
             empty = Path(source).is_file() and not Path(source).stat().st_size
             reason = "it is empty" if empty else "no format that is known here"
-            mend = "remove it" if empty else "save it as JPEG or PNG, or remove it"
-        elif isinstance(error, OSError) and error.strerror:  # none of the path, which is told already
-            reason, mend = error.strerror, "check its name and permissions"
-        raise UserError(f"cannot read {source} as an image ({reason}): {mend}") from error
+            remedy = "remove it" if empty else "save it as JPEG or PNG, or remove it"
+        elif isinstance(error, OSError) and error.strerror:  # without the path, which the message already has
+            reason, remedy = error.strerror, "check its name and permissions"
+        raise UserError(f"cannot read {source} as an image ({reason}): {remedy}") from error
 
 
 def square(image: "Image.Image", size: int, channels: int) -> np.ndarray:
-    """Pixels of the central square of an image, resized: uint8 (size, size, channels)."""
+    """The pixels of the central square of an image, resized: uint8 (size, size, channels)."""
     from PIL import Image, ImageOps
 
     image = image.convert("L" if channels == 1 else "RGB")
@@ -118,7 +118,7 @@ def square(image: "Image.Image", size: int, channels: int) -> np.ndarray:
 
 
 def is_drawing(image: "Image.Image") -> bool:
-    """Whether an image looks like ink on paper: grey, and at least half of it of the tone that its border has."""
+    """Whether an image looks like ink on paper: gray, and at least half of it has the tone of its border."""
     from PIL import Image
 
     small = image.convert("RGB").resize((JUDGED, JUDGED), Image.Resampling.NEAREST)
@@ -129,9 +129,10 @@ def is_drawing(image: "Image.Image") -> bool:
 
 
 def find(names: Iterable[str], lines: Iterable[str]) -> list[Path]:
-    """The image files that a person names: files, folders with all images in them, `-` for a path on each of `lines`.
+    """The image files that a person names: files, folders, or `-` for the paths on `lines`.
 
-    In folders and the folders in these, images are told by the ends of their names; hidden files are left out.
+    A folder stands for all images in it and in the folders below it, known by their file extensions; hidden files are
+    left out.
 
     Raises:
         UserError: A folder has no images.
@@ -155,12 +156,35 @@ def find(names: Iterable[str], lines: Iterable[str]) -> list[Path]:
 
 
 def are_drawings(images: Sequence["Image.Image"]) -> bool:
-    """Whether most of some images are drawings."""
+    """Whether most of the images are drawings."""
     return sum(map(is_drawing, images)) > len(images) / 2
 
 
+def show_drawings(sources: Sequence[Any]) -> bool:
+    """Whether most of many images are drawings. A sample decides, which is always the same for the same images.
+
+    Args:
+        sources: Images as `open_image` takes them.
+
+    Raises:
+        UserError: An image of the sample cannot be read.
+    """
+    sample = np.linspace(0, len(sources) - 1, min(LOOK_AT, len(sources))).astype(int)
+    return are_drawings([open_image(sources[k], 2 * JUDGED, f"image {k + 1}") for k in sample])
+
+
+def dark_paper(pixels: np.ndarray) -> np.ndarray:
+    """A drawing with dark paper: inverted if the mean of its border is light.
+
+    Args:
+        pixels: uint8 (height, width, channels).
+    """
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return 255 - pixels if 2 * int(border.sum()) > 255 * border.size else pixels
+
+
 def _paper(image: "Image.Image") -> np.ndarray:
-    """The median of the border's pixels, of each channel."""
+    """The median of the border, for each channel."""
     pixels = np.asarray(image)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
@@ -172,9 +196,9 @@ def _plain(image: "Image.Image") -> "Image.Image":
 
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):
-        # Pillow clips 16 bits to 8 where one expects it to scale.
+        # Pillow clips 16 bits to 8 instead of scaling them.
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-    elif upright.mode in ("I", "F"):  # 32 bits, of which nobody says what is white
+    elif upright.mode in ("I", "F"):  # 32 bits, where no value is known to be white
         numbers = np.asarray(upright).astype(float)
         low, high = numbers.min(), numbers.max()
         upright = Image.fromarray(((numbers - low) / max(high - low, 1e-9) * 255).astype(np.uint8))

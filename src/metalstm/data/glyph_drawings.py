@@ -1,8 +1,8 @@
-"""Built-in data: the characters of the world's scripts, each drawn by twenty different hands.
+"""How glyphs are drawn: characters of the world's scripts, each by twenty different hands.
 
-A stand-in for Omniglot that needs no file and no network. Matplotlib carries fonts with some thousand characters; every
-character is a class, and its twenty drawings differ in font, size, slant, stretch, rotation, stroke width, place
-and wobble. Whole scripts belong to one split, so the alphabets of meta-test are never seen in training.
+Matplotlib comes with fonts of some thousand characters. Every character is a class. Its twenty drawings differ in font,
+size, slant, stretch, rotation, stroke width, place and wobble. A script belongs to one split as a whole, so training
+never sees the alphabets of meta-test.
 """
 
 import unicodedata
@@ -17,17 +17,17 @@ from jaxtyping import Float64, UInt8
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from metalstm.console import track
+from metalstm.data.base import SPLITS
 
 DRAWINGS = 20
 SIZE = 28
-SPLITS = ("meta-train", "meta-val", "meta-test")
 
 VERSION = 1
-# The pixels depend on Pillow's FreeType and on matplotlib's fonts, so a cache made with others must not be read.
+# The pixels depend on the FreeType of Pillow and the fonts of matplotlib: a cache made with others must not be read.
 KEY: str = f"glyphs-{VERSION}-pillow-{PIL.__version__}-matplotlib-{matplotlib.__version__}"
 
-# script -> (split, code points). Of characters that look the same the first one stays: meta-test comes first, so that
-# training gives way, not its small alphabets.
+# script -> (split, code points). Of characters that look the same, the first one stays. meta-test comes first because
+# its alphabets are small.
 SCRIPTS: dict[str, tuple[str, str]] = {
     "Armenian": ("meta-test", "0531-0556 0561-0587"),
     "Georgian": ("meta-test", "10A0-10FA 2D00-2D2D"),
@@ -54,29 +54,29 @@ SCRIPTS: dict[str, tuple[str, str]] = {
     "Signs": ("meta-train", "2108 2114 2117 2118 211E 2127 2132 2625-2629 262E 2660-2667 2669-266F 2692-2697"),
 }
 
-# All fonts that have a character take turns in drawing it, unless they draw another shape than the first that has it.
+# All fonts that have a character take turns, except those that draw another shape than the first font that has it.
 FONTS = ("DejaVuSans.ttf", "DejaVuSansMono.ttf", "DejaVuSerif.ttf", "STIXGeneral.ttf")
 FONT_SIZE = 96
-SMALLEST = 36  # of FONT_SIZE: dots and primes would be blown up to blobs
-LONGER_SIDE, CANVAS = 64, 80  # a glyph on its canvas, before it is drawn at SIZE: large, so that warping stays sharp
-# Cosine similarity of two glyphs above which they are one picture (O and the Cyrillic О, not Z and Ƶ), and that above
-# which two fonts draw one shape.
+SMALLEST = 36  # in units of FONT_SIZE; smaller glyphs, such as dots and primes, would become blobs
+LONGER_SIDE, CANVAS = 64, 80  # pixels of a glyph and its canvas; larger than SIZE, so that warping keeps it sharp
+# Two glyphs with a cosine similarity above SAME are one picture (O and the Cyrillic О, but not Z and Ƶ). Two fonts draw
+# the same shape of a character if the similarity is above ALIKE.
 SAME, ALIKE = 0.94, 0.7
 
-# How much hands differ: standard deviations, and the largest move away from the middle.
+# How much hands differ: standard deviations, and the largest distance from the middle.
 ROTATION = 0.15  # radians
 SLANT = 0.2
 STRETCH = 0.15
 WOBBLE = 0.9  # pixels of a drawing
-FARTHEST = 2.5
+FARTHEST = 2.5  # pixels of a drawing
 
 
 def _characters(code_points: str) -> list[str]:
-    """The letters, digits and symbols in "0041-005A 0061-007A", less the accented ones."""
+    """The letters, digits and symbols in ranges such as "0041-005A 0061-007A", without the accented ones."""
     ranges = [[int(end, 16) for end in part.split("-")] for part in code_points.split()]
     characters = [chr(i) for ends in ranges for i in range(ends[0], ends[-1] + 1)]
-    # Accents are too small to tell at 28 x 28. An accented letter decomposes canonically ("0065 0301"); letters that
-    # are forms of others, as Arabic's, have a tag in front ("<medial> 0628").
+    # Accents are too small to see at 28 x 28. An accented letter decomposes canonically ("0065 0301"); letters that
+    # are forms of others, as in Arabic, have a tag in front ("<medial> 0628").
     return [
         c
         for c in characters
@@ -85,7 +85,7 @@ def _characters(code_points: str) -> list[str]:
 
 
 def _glyph(character: str, font: ImageFont.FreeTypeFont) -> UInt8[np.ndarray, "canvas canvas"] | None:
-    """A character, centred, scaled to LONGER_SIDE and slightly blurred; None where it is too small."""
+    """A character, centered, scaled to LONGER_SIDE and slightly blurred; None if it is too small."""
     page = Image.new("L", (4 * FONT_SIZE, 3 * FONT_SIZE))
     middle = (page.width / 2, page.height / 2)
     ImageDraw.Draw(page).text(middle, character, fill=255, font=font, anchor="mm")
@@ -101,7 +101,7 @@ def _glyph(character: str, font: ImageFont.FreeTypeFont) -> UInt8[np.ndarray, "c
 
 
 def _candidates() -> Iterator[tuple[str, UInt8[np.ndarray, "fonts canvas canvas"]]]:
-    """Every character's class name and its glyph in all fonts that have it, in the order of SCRIPTS."""
+    """The class name of each character and its glyphs in all fonts that have it, in the order of SCRIPTS."""
     folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
     fonts = [
         (
@@ -119,11 +119,11 @@ def _candidates() -> Iterator[tuple[str, UInt8[np.ndarray, "fonts canvas canvas"
 
 
 def _distinct() -> dict[str, UInt8[np.ndarray, "fonts canvas canvas"]]:
-    """The classes: all candidates that in no font look like an earlier one in any font."""
+    """The classes: all candidates that do not look like an earlier one in any font."""
     candidates = list(_candidates())
     glyphs = np.concatenate([glyphs for _, glyphs in candidates])
 
-    # Integers of 0 to 63: float32 sums of their products are exact, so rounding never decides which classes there are.
+    # Integers from 0 to 63: float32 sums of their products are exact, so rounding never decides which classes exist.
     small = glyphs.reshape(-1, 20, CANVAS // 20, 20, CANVAS // 20).sum((2, 4)) // 64
     small = small.reshape(-1, 400).astype(np.float32)
     similarity = small @ small.T
@@ -152,11 +152,11 @@ def _smooth_noise(rng: np.random.Generator) -> Float64[np.ndarray, "drawings 2 s
 def _drawings(
     glyphs: UInt8[np.ndarray, "fonts canvas canvas"], rng: np.random.Generator
 ) -> UInt8[np.ndarray, "drawings size size"]:
-    """One character by twenty hands."""
+    """One character, drawn by twenty hands."""
     inked = glyphs[np.arange(DRAWINGS) % len(glyphs)].astype(np.float64)
-    inked /= inked.max((1, 2), keepdims=True)  # or the blur would have erased thin strokes
+    inked /= inked.max((1, 2), keepdims=True)  # because the blur makes thin strokes faint
 
-    # A hand is a matrix from glyph to drawing: stretch, slant, rotate.
+    # A hand is a matrix from glyph to drawing: it stretches, then slants, then rotates.
     angle, slant, stretch = rng.normal(size=(3, DRAWINGS)) * [[ROTATION], [SLANT], [STRETCH]]
     zero, one = np.zeros(DRAWINGS), np.ones(DRAWINGS)
     stretching = np.stack([np.exp(stretch), zero, zero, np.exp(-stretch)], -1).reshape(-1, 2, 2)
@@ -164,15 +164,15 @@ def _drawings(
     rotation = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(-1, 2, 2)
     hand = rotation @ slanting @ stretching
 
-    # Scaled so that the character, whatever its hand, fills 60 to 80 % of the frame; then moved, but not off the frame.
-    from_centre = np.abs(np.arange(CANVAS) - (CANVAS - 1) / 2)
-    half_box = np.stack([((inked.max(axis) > 0.2) * from_centre).max(1) for axis in (1, 2)], -1)[:, :, None]
+    # Scale so that the character fills 60 to 80 % of the frame with every hand, then move it within the frame.
+    from_center = np.abs(np.arange(CANVAS) - (CANVAS - 1) / 2)
+    half_box = np.stack([((inked.max(axis) > 0.2) * from_center).max(1) for axis in (1, 2)], -1)[:, :, None]
     half_drawn = np.abs(hand) @ half_box  # (drawings, 2, 1)
     scale = rng.uniform(0.3, 0.4, (DRAWINGS, 1, 1)) * SIZE / half_drawn.max(1, keepdims=True)
     hand *= scale
     place = rng.uniform(-1, 1, (DRAWINGS, 2, 1)) * np.minimum(FARTHEST, SIZE / 2 - 2 - half_drawn * scale)
 
-    # Each pixel of a drawing looks up its place on the canvas, between four of the canvas' pixels.
+    # Each pixel of a drawing looks up its place on the canvas, between four pixels of the canvas.
     pixel = np.arange(SIZE) - (SIZE - 1) / 2
     x, y = np.meshgrid(pixel, pixel)
     target = (np.stack([x, y]) + WOBBLE * _smooth_noise(rng)).reshape(DRAWINGS, 2, -1) - place
@@ -184,24 +184,24 @@ def _drawings(
     below = inked[k, row + 1, column] * (1 - right) + inked[k, row + 1, column + 1] * right
     ink = above * (1 - down) + below * down
 
-    # The glyph is blurred, so the level at which ink begins sets the stroke's width.
+    # The glyph is blurred, so the level at which ink begins sets the width of strokes.
     level = rng.uniform(0.18, 0.45, (DRAWINGS, 1))
     ink = np.clip((ink - level) / 0.35 + 0.5, 0, 1)
     return np.rint(255 * ink).astype(np.uint8).reshape(DRAWINGS, SIZE, SIZE)
 
 
 def render() -> tuple[UInt8[np.ndarray, "images 28 28 1"], tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Draw the whole data set; the same pixels every time.
+    """Draw the whole data set, with the same pixels every time.
 
     Returns:
-        The images, ink 255 on 0, twenty in a row for each class; the classes' names in that order, sorted, such as
-        "Georgian/U+10D0"; and the names of the classes of "meta-train", "meta-val" and "meta-test".
+        The images, ink 255 on 0, with the twenty of a class in a row; the class names in the order of the images, which
+        is sorted, for example "Georgian/U+10D0"; and the class names of each split.
     """
     classes = _distinct()
     names = tuple(sorted(classes))
     images = np.empty((len(names), DRAWINGS, SIZE, SIZE, 1), np.uint8)
     for i, name in enumerate(track(names, "drawing glyphs")):
-        # Seeded by code point: a class is drawn the same whatever other classes there are.
+        # The code point is the seed: the drawings of a class do not depend on the other classes.
         rng = np.random.default_rng([VERSION, int(name.partition("U+")[2], 16)])
         images[i, ..., 0] = _drawings(classes[name], rng)
     splits = {split: tuple(name for name in names if SCRIPTS[name.partition("/")[0]][0] == split) for split in SPLITS}
