@@ -1,7 +1,6 @@
 """What the tests of training, checkpoints and command line share: a small data set, a tiny learner, real processes."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from metalstm import datasets, recipes
+from metalstm import data, recipes
 
 KERNELS = Path(os.environ["METALSTM_CACHE"]) / "kernels"  # of the test session, before a test sets another cache
 SIZE = 16  # pixels; the least that Conv4 takes
@@ -53,41 +52,16 @@ def make_folder(directory: Path, seed: int = 0, noise: int = 60) -> Path:
     return directory
 
 
-def load_folder(directory: Path) -> datasets.MetaSets:
-    return datasets.load(f"folder:{directory}", image_size=SIZE)
+def load_folder(directory: Path) -> data.MetaSets:
+    return data.load(f"folder:{directory}", image_size=SIZE)
 
 
-def tiny_config(meta_sets: datasets.MetaSets, settings: dict[str, Any] | None = None, **training: Any):
-    """The run of `train TINY --recipe paper`, with other settings where given; `training` are those of the loop."""
-    paper, loop = recipes.named("meta-lstm", "paper", meta_sets.name, TASK["n_shot"])
-    return recipes.RunConfig(
-        recipe="paper",
-        data=meta_sets.name,
-        data_digest=meta_sets.digest,
-        licence=meta_sets.licence,
-        image_shape=meta_sets.splits["meta-train"].image_shape,
-        n_classes=len(meta_sets.splits["meta-train"].classes),
-        **TASK,
-        settings=dataclasses.replace(paper, **{**SETTINGS, **(settings or {})}),
-        training=dataclasses.replace(loop, **{"val_episodes": 2, "patience": 1000, **training}),
-    )
-
-
-def method_config(method: str, meta_sets: datasets.MetaSets, **training: Any):
-    """A run of another method by the paper's recipe, with a small network."""
-    paper, loop = recipes.named(method, "paper", meta_sets.name, TASK["n_shot"])
-    return recipes.RunConfig(
-        dataclasses.replace(paper, filters=4),
-        dataclasses.replace(loop, **{"val_episodes": 2, "patience": 1000, **training}),
-        method,
-        "paper",
-        meta_sets.name,
-        meta_sets.digest,
-        meta_sets.licence,
-        meta_sets.splits["meta-train"].image_shape,
-        len(meta_sets.splits["meta-train"].classes),
-        **TASK,
-    )
+def tiny_config(meta_sets: data.MetaSets, method: str = "meta-lstm", recipe: str = "paper", **changes: Any):
+    """The run of `train TINY --recipe paper`, of any method, with other settings where given."""
+    named = recipes.named(method, recipe, meta_sets.traits, TASK["n_shot"])
+    config = recipes.run_config(meta_sets, named, method, recipe, **TASK)
+    small = {name: value for name, value in SETTINGS.items() if recipes.has_setting(config, name)}
+    return recipes.with_changes(config, small | {"pretrain": 0, "val_episodes": 2, "patience": 1000} | changes)
 
 
 def _environment(cache: Path) -> dict[str, str]:

@@ -13,12 +13,14 @@ from metalstm.errors import UserError
 
 S = TypeVar("S")
 
+LARGEST = 1e9  # of every number; messages do not mention it
+
 Count = Annotated[int, Meta(ge=1)]
-Positive = Annotated[float, Meta(gt=0, lt=float("inf"))]
-NotNegative = Annotated[float, Meta(ge=0, lt=float("inf"))]
+Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
+NotNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
 Share = Annotated[float, Meta(ge=0, lt=1)]  # 1 is excluded
 Weight = Annotated[float, Meta(gt=0, le=1)]  # 0 is excluded
-Finite = Annotated[float, Meta(gt=-float("inf"), lt=float("inf"))]
+Finite = Annotated[float, Meta(ge=-LARGEST, le=LARGEST)]
 Precision = Literal["fp32", "tf32", "bf16"]
 
 # How a message states each bound of `msgspec.Meta`.
@@ -152,9 +154,8 @@ def _allowed(hint: Any) -> str:
         return " or ".join("None" if arg is type(None) else _allowed(arg) for arg in args)
     if origin is Annotated:
         bounds = {key: getattr(args[1], key) for key in _BOUNDS if getattr(args[1], key) is not None}
-        finite = {key: value for key, value in bounds.items() if abs(value) != float("inf")}
-        words = [f"{_BOUNDS[key]} {value:g}" for key, value in finite.items()]
-        return " and ".join([*words, *(["finite"] if len(finite) < len(bounds) else [])])
+        words = [f"{_BOUNDS[key]} {value:g}" for key, value in bounds.items() if abs(value) < LARGEST]
+        return " and ".join(words) or f"between {-LARGEST:g} and {LARGEST:g}"
     if origin is tuple:
         return f"{len(args)} values, each {_allowed(args[0])}"
     return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}.get(hint, str(hint))

@@ -79,7 +79,7 @@ class Learner(nn.Module, ABC):
     def features(
         self,
         theta: Float[Tensor, "*tasks n_params"],
-        x: Float[Tensor, "*tasks n *rest"],
+        x: Float[Tensor, "..."],
         moments: Float[Tensor, "*tasks n_moments"] | None = None,
         train: bool = False,
     ) -> tuple[Float[Tensor, "*tasks n n_features"], Float[Tensor, "*tasks n_moments"]]:
@@ -95,7 +95,7 @@ class Learner(nn.Module, ABC):
 
     def fixed(
         self, x: Float[Tensor, "*tasks n channels height width"], train: bool = False
-    ) -> Float[Tensor, "*tasks n *rest"]:
+    ) -> Float[Tensor, "..."]:
         """The part of the network that does not depend on theta; computed once per episode, not at each inner step.
 
         Args:
@@ -107,7 +107,7 @@ class Learner(nn.Module, ABC):
     def forward(
         self,
         theta: Float[Tensor, "*tasks n_params"],
-        x: Float[Tensor, "*tasks n *rest"],
+        x: Float[Tensor, "..."],
         moments: Float[Tensor, "*tasks n_moments"] | None = None,
         train: bool = False,
     ) -> tuple[Float[Tensor, "*tasks n n_way"], Float[Tensor, "*tasks n_moments"]]:

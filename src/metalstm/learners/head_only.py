@@ -68,7 +68,7 @@ class AfterFixed(Learner):
         return self.learner.init_body(generator)
 
     def features(
-        self, theta: Tensor, x: Float[Tensor, "*tasks n *rest"], moments: Tensor | None = None, train: bool = False
+        self, theta: Tensor, x: Float[Tensor, "..."], moments: Tensor | None = None, train: bool = False
     ) -> tuple[Float[Tensor, "*tasks n n_features"], Float[Tensor, "*tasks n_moments"]]:
         """As the learner's."""
         return self.learner.features(theta, x, moments, train)

@@ -47,7 +47,7 @@ class FromModule(Learner):
 
     def fixed(
         self, x: Float[Tensor, "*tasks n channels height width"], train: bool = False
-    ) -> Float[Tensor, "*tasks n *rest"]:
+    ) -> Float[Tensor, "..."]:
         """The features of images if the module is frozen; otherwise the images."""
         if not self.frozen:
             return x
@@ -55,7 +55,7 @@ class FromModule(Learner):
             return self.module(x.flatten(0, -4)).flatten(1).unflatten(0, x.shape[:-3])
 
     def features(
-        self, theta: Tensor, x: Float[Tensor, "*tasks n *rest"], moments: Tensor | None = None, train: bool = False
+        self, theta: Tensor, x: Float[Tensor, "..."], moments: Tensor | None = None, train: bool = False
     ) -> tuple[Float[Tensor, "*tasks n n_features"], Float[Tensor, "*tasks 0"]]:
         """What the module makes of images with the parameters in theta, and no moments."""
         if self.frozen:
