@@ -146,9 +146,7 @@ def check(config: RunConfig | Recipe) -> None:
 
 def changes(config: RunConfig) -> dict[str, Any]:
     """The settings that differ from the recipe's, except the length of the run."""
-    recipe = named(
-        config.method, config.recipe, config.traits, config.n_shot, config.learner, config.optimizer or None
-    )
+    recipe = named(config.method, config.recipe, config.traits, config.n_shot, config.learner, config.optimizer or None)
     return {
         name: value
         for part in _PARTS

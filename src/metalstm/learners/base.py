@@ -67,8 +67,7 @@ class Learner(nn.Module, ABC):
         return cls.__name__.lower()
 
     def own_network(self) -> tuple[Tensor, Tensor] | None:
-        """Body and moments of a network that the learner keeps outside theta, to be pre-trained; None if there is none.
-        """
+        """Body and moments of a network that the learner keeps outside theta, to be pre-trained; None if there is none."""
         return None
 
     @abstractmethod
@@ -93,9 +92,7 @@ class Learner(nn.Module, ABC):
             train: Whether the pass belongs to meta-training: dropout, say, is on only then.
         """
 
-    def fixed(
-        self, x: Float[Tensor, "*tasks n channels height width"], train: bool = False
-    ) -> Float[Tensor, "..."]:
+    def fixed(self, x: Float[Tensor, "*tasks n channels height width"], train: bool = False) -> Float[Tensor, "..."]:
         """The part of the network that does not depend on theta; computed once per episode, not at each inner step.
 
         Args:

@@ -152,9 +152,7 @@ class Conv4(Learner):
 
     def _embed(self, train: bool, theta: Tensor, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
         dtype = torch.bfloat16 if self.bf16 else theta.dtype
-        shape = blocks.Shape(
-            self.n_blocks, self.image_shape[0], self.filters, self.settings.conv_bias, self.eps, dtype
-        )
+        shape = blocks.Shape(self.n_blocks, self.image_shape[0], self.filters, self.settings.conv_bias, self.eps, dtype)
         body, others = theta[: self.n_body], [x.to(theta.dtype), *([] if moments is None else [moments])]
         dropout = self.settings.dropout if train else 0.0
         if not dropout and not x.requires_grad and kernels.can_block(theta, others, dtype, self.filters):

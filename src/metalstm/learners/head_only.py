@@ -31,7 +31,7 @@ class HeadOnly(Learner):
         return self.body, self.moments
 
     def init_body(self, generator: torch.Generator) -> Float[Tensor, " 0"]:
-        """theta has none."""
+        """Theta has none."""
         return torch.zeros(0)
 
     def fixed(

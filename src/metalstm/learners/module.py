@@ -45,9 +45,7 @@ class FromModule(Learner):
         """The module's parameters."""
         return torch.cat([torch.zeros(0), *(parameter.flatten() for parameter in self._inner())]).clone()
 
-    def fixed(
-        self, x: Float[Tensor, "*tasks n channels height width"], train: bool = False
-    ) -> Float[Tensor, "..."]:
+    def fixed(self, x: Float[Tensor, "*tasks n channels height width"], train: bool = False) -> Float[Tensor, "..."]:
         """The features of images if the module is frozen; otherwise the images."""
         if not self.frozen:
             return x

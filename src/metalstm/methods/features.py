@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from metalstm.episodes import Episode, Support
+from metalstm.episodes import Support
 from metalstm.learners import Learner
 from metalstm.methods.base import Adapted, Method, Network, copy_network, score
 from metalstm.optimizers import InnerOptimizer
@@ -71,8 +71,8 @@ class OnFeatures(Method):
         """Embed, and `scores`."""
         return self.scores(adapted, self.embed(query_x))
 
-    def forward(self, batch: Episode) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Query loss and accuracy, with a gradient through `fit` and `scores`."""
+    def forward(self, batch: Any) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """Query loss and accuracy of episodes, with a gradient through `fit` and `scores`."""
         support, query = batch.support, batch.query
         x = self.learner.fixed(torch.cat([support.x, query.x], -4), train=True)
         body = self.body.expand(*support.y.shape[:-1], -1)

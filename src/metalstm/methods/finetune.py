@@ -39,6 +39,8 @@ class Finetune(GradientMethod):
         rules: tuple[str, ...] = ("sgd",)
         """Fixed rules to choose from on meta-val."""
 
+    settings: Settings
+
     label = "Fine-tuning"
     meta_trained = False
 

@@ -91,6 +91,7 @@ class GradientMethod(Method):
     Settings = InnerLoop
 
     moments_0: Tensor
+    settings: InnerLoop
 
     def __init__(
         self,
@@ -216,9 +217,7 @@ class GradientMethod(Method):
         adapted = self.finish(step, batch.support, self.settings.train_query_norm, train=True)
         return score(self.logits(adapted, batch.query.x, train=True), batch.query.y)
 
-    def finish(
-        self, step: Step, support: Support, query_norm: QueryNorm | None = None, train: bool = False
-    ) -> Adapted:
+    def finish(self, step: Step, support: Support, query_norm: QueryNorm | None = None, train: bool = False) -> Adapted:
         """What is adapted if the inner loop on `support` ends with `step`; the method's own `query_norm` by default."""
         match query_norm or self.settings.query_norm:
             case "running":
@@ -267,7 +266,7 @@ class GradientMethod(Method):
         return self.learner.own_network() or (self.body_0, self.moments_0)
 
     def _gates(self, step: Step) -> dict[str, Float[Tensor, "2 *tasks n_params"]]:
-        """f and the rate i of each coordinate, by layer; empty for rules without gates."""
+        """The gate f and the rate i of each coordinate, by layer; empty for rules without gates."""
         gates = self.optimizer.gates(step.state)
         if gates is None:
             return {}

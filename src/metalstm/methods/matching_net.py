@@ -55,9 +55,7 @@ class MatchingNet(OnFeatures):
             mirrors=traits.mirrors,
             rotations=traits.rotations,
         )
-        learner = replace(
-            paper.learner_settings, conv_bias=False, unit_gamma=True, dropout=0.0, mirror=traits.mirrors
-        )
+        learner = replace(paper.learner_settings, conv_bias=False, unit_gamma=True, dropout=0.0, mirror=traits.mirrors)
         return replace(paper, settings=cls.Settings(scale=10.0), training=training, learner_settings=learner)
 
     @classmethod

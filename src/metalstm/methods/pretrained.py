@@ -65,7 +65,9 @@ class Pretrained(OnFeatures):
     @classmethod
     def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
         """`paper`: the authors'. `best`: shorter, with a falling rate and the images that the data set allows."""
-        paper = Recipe(cls.Settings(), TrainingSettings(episodes=30_000, clip=None), "conv4", Conv4.Settings(filters=64))
+        paper = Recipe(
+            cls.Settings(), TrainingSettings(episodes=30_000, clip=None), "conv4", Conv4.Settings(filters=64)
+        )
         if name == "paper":
             return paper
         learner = replace(paper.learner_settings, conv_bias=False, unit_gamma=True, mirror=traits.mirrors)

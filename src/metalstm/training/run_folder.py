@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Progress:
         Raises:
             KeyError, TypeError, ValueError: A value is missing or no number.
         """
-        return cls(**{field.name: type(field.default)(values[field.name]) for field in fields(cls)})
+        return cls(**{name: type(start)(values[name]) for name, start in vars(cls()).items()})
 
 
 class RunFolder:
