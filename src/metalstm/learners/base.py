@@ -67,7 +67,7 @@ class Learner(nn.Module, ABC):
         return cls.__name__.lower()
 
     def own_network(self) -> tuple[Tensor, Tensor] | None:
-        """Body and moments of a network that the learner keeps outside theta, to be pre-trained; None if there is none."""
+        """Body and moments of a network outside theta that can be pre-trained; None if there is none."""
         return None
 
     @abstractmethod

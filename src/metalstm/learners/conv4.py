@@ -93,7 +93,7 @@ class Conv4(Learner):
         return super().layer_of(name).replace("norm", "conv")
 
     def init_body(self, generator: torch.Generator) -> Float[Tensor, " n_body"]:
-        """Draw as Torch7 does: weights and biases U(+-1/sqrt(fan_in)), beta 0, gamma U(0, 1), or 1 with `unit_gamma`."""
+        """Draw as Torch7 does: weights and biases U(+-1/sqrt(fan_in)), beta 0, gamma U(0, 1) or 1."""
         parts = []
         bound = 1.0
         for name, shape in self.shapes.items():

@@ -41,12 +41,11 @@ class Watched(NamedTuple):
 class Recipe:
     """All settings of a run."""
 
-    settings: Any = NoSettings()
+    settings: Any = NoSettings()  # of the method
     training: TrainingSettings = TrainingSettings()
     learner: str = "conv4"
     learner_settings: Any = LearnerSettings()
-    optimizer: str = ""
-    """The inner optimizer; empty for a method without an inner loop."""
+    optimizer: str = ""  # the inner optimizer; empty for a method without an inner loop
     optimizer_settings: Any = NoSettings()
 
 
@@ -74,16 +73,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Recipe):
     """All that a run, or a checkpoint, was made of; `n_classes` is the number of meta-train classes in the data."""
 
-    settings: Any
-    training: TrainingSettings
     method: str = "meta-lstm"
-    learner: str = "conv4"
-    learner_settings: Any = LearnerSettings()
-    optimizer: str = ""
-    optimizer_settings: Any = NoSettings()
     recipe: str = "best"
     data: str = "glyphs"
     data_digest: str = ""

@@ -39,7 +39,7 @@ class Finetune(GradientMethod):
         rules: tuple[str, ...] = ("sgd",)
         """Fixed rules to choose from on meta-val."""
 
-    settings: Settings
+    settings: Settings  # pyright: ignore[reportIncompatibleVariableOverride]  (never assigned another one)
 
     label = "Fine-tuning"
     meta_trained = False
