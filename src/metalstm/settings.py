@@ -104,19 +104,18 @@ def from_dict(kind: type[S], values: Any) -> S:
 
     Args:
         kind: The dataclass to make; its fields may be dataclasses themselves.
-        values: One value for every field, and no other.
+        values: Values of fields; a field without one has its default, which for a new setting is what was before it.
 
     Raises:
-        UserError: A name is missing or unknown, or a value has a wrong type or is out of its bounds.
+        UserError: A name is unknown, or a value has a wrong type or is out of its bounds.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{kind.__name__} is {values!r}: must be an object")
-    names = {field.name for field in fields(kind)}  # pyright: ignore[reportArgumentType]
-    if odd := sorted(names.symmetric_difference(values)):
-        raise UserError(f"{kind.__name__} lacks or does not know {', '.join(map(str, odd))}")
+    if odd := sorted(set(map(str, values)).difference(_hints(kind))):
+        raise UserError(f"{kind.__name__} does not know {', '.join(odd)}")
     if wrong := list(_wrong(kind, values)):
         raise UserError("; ".join(wrong))
-    return kind(**{name: _convert(values[name], hint) for name, hint in _hints(kind).items()})
+    return kind(**{name: _convert(values[name], hint) for name, hint in _hints(kind).items() if name in values})
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -137,7 +136,7 @@ def _values(settings: Any) -> dict[str, Any]:
 def _wrong(kind: type, values: Mapping[str, Any]) -> Iterator[str]:
     """A message for each wrong value; fields that are dataclasses are left to `from_dict`."""
     for name, hint in _hints(kind).items():
-        if is_dataclass(hint) or hint is Any:
+        if is_dataclass(hint) or hint is Any or name not in values:
             continue
         try:
             msgspec.convert(msgspec.to_builtins(values[name]), hint)
