@@ -1,4 +1,4 @@
-"""The report page in a real browser: from a file, light and dark, wide and narrow."""
+"""The page of a run in a real browser: from a file, light and dark, wide and narrow."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ def run(tmp_path_factory) -> Path:
     results = [
         "Mean accuracy in percent and 95 % interval. " * 5,
         (head, [row] * 4),
-        Heading("What is taken for what"),
+        Heading("Which classes are confused"),
         report.confusion(torch.rand(12, 12), classes),
     ]
     report.write_run(
