@@ -1,10 +1,10 @@
-"""A real browser, and what is asked of every page."""
+"""What every page must hold to in a real browser."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Texts whose contrast with what they stand on is below WCAG's AA: 4.5, of large letters 3.
+# Texts whose contrast with their background is below WCAG's AA: 4.5, for large letters 3.
 FAINT = """() => {
   const parse = (color) => {
     const [r, g, b, a = 1] = color.match(/[\\d.]+/g).map(Number);
@@ -37,31 +37,31 @@ FAINT = """() => {
   }
   return faint;
 }"""
-ENDED = "net::ERR_ABORTED"  # by the page itself: a stream of events that it has read, a download
-# Elements that reach beyond the window and cannot be scrolled to within a box of their own.
+ENDED = "net::ERR_ABORTED"  # by the page itself: a stream of events that was read to its end, a download
+# By how many pixels the page is wider than the window.
 OVERFLOWING = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
 @contextmanager
 def watched(browser: Any, **context: Any) -> Iterator[Any]:
-    """A page of which every request and every complaint is kept, and held to: none leaves the machine, none fails."""
+    """A page that must not send a request to another machine, and must not have errors."""
     with browser.new_context(**context) as opened:
         page = opened.new_page()
-        page.set_default_timeout(120_000)  # machines may be busy
-        requests, complaints = [], []
+        page.set_default_timeout(120_000)  # the machine may be busy
+        requests, errors = [], []
         opened.on("request", lambda request: requests.append(request.url))
-        opened.on("requestfailed", lambda r: complaints.append(f"{r.failure}: {r.url}") if r.failure != ENDED else None)
-        opened.on("response", lambda r: complaints.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.on("requestfailed", lambda r: errors.append(f"{r.failure}: {r.url}") if r.failure != ENDED else None)
+        opened.on("response", lambda r: errors.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
         yield page
     local = ("http://127.0.0.1:", "data:", "blob:", "file:")
     assert all(url.startswith(local) for url in requests), requests
-    assert not complaints, complaints
+    assert not errors, errors
 
 
 def check_looks(page: Any) -> None:
-    """All fits into the width of the window, and all text can be read."""
+    """The page fits into the width of the window, and all text has enough contrast."""
     assert page.evaluate(OVERFLOWING) <= 0
     faint = page.evaluate(FAINT)
     assert not faint, faint

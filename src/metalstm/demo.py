@@ -1,17 +1,18 @@
 """The demo: the whole idea in one run, on built-in data."""
 
-import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.table import Table
 
-from metalstm import checkpoint, datasets, recipes, report
+from metalstm import checkpoint, data, recipes, report
 from metalstm.console import console
 from metalstm.episodes import EpisodeSampler
 from metalstm.evaluation import Accuracy, evaluate
-from metalstm.methods import GradientMethod, PixelNearestNeighbor
+from metalstm.methods.gradient import GradientMethod
+from metalstm.methods.pixels import PixelNearestNeighbor
 from metalstm.optimizers import SGD
 from metalstm.training import run_config, train
 
@@ -21,46 +22,47 @@ TUNING_EPISODES, TEST_EPISODES = 30, 100
 
 
 def demo(out: Path, episodes: int, seed: int, device: str) -> None:
-    """Meta-train on glyphs, compare on scripts never seen, and write `report.html` into the run folder.
+    """Meta-train on glyphs, compare on unseen scripts, and write `report.html` into the run folder.
 
     Args:
-        out: Run folder.
+        out: Run folder. If it holds a run of the demo, that run is resumed.
         episodes: Meta-train episodes.
-        seed: Of everything.
+        seed: Seed of the weights and of the episodes.
         device: Where to compute.
     """
-    meta_sets = datasets.load("glyphs")
-    settings, training = recipes.named("meta-lstm", "best", "glyphs", N_SHOT)
-    training = replace(training, episodes=episodes, val_every=100, val_episodes=30)
-    config = run_config(meta_sets, settings, training, "meta-lstm", "best", N_WAY, N_SHOT, seed=seed)
+    meta_sets = data.load("glyphs")
+    recipe = recipes.named("meta-lstm", "best", meta_sets.traits, N_SHOT)
+    training = replace(recipe.training, episodes=episodes, val_every=100, val_episodes=30)
+    recipe = replace(recipe, training=training)
+    config = run_config(meta_sets, "meta-lstm", "best", recipe, N_WAY, N_SHOT, seed=seed)
     console.print(
         f"Meta-training the Meta-LSTM: {episodes} episodes of {N_WAY} characters, {N_SHOT} drawings each",
         soft_wrap=True,
     )
     train(config, meta_sets, out, resume=True, device=device)
-    method, _, _ = checkpoint.load_method(out)
-    assert isinstance(method, GradientMethod)
-    method = method.to(device)
+    method = cast(GradientMethod, checkpoint.load_method(out)[0]).to(device)
 
-    def sampler(split: str) -> EpisodeSampler:
-        return EpisodeSampler(meta_sets.splits[split], N_WAY, N_SHOT, seed=seed, device=device)
-
-    rate, descent = best_descent(method, sampler("meta-val"))
-    rivals = {
-        "nearest neighbour in pixels": PixelNearestNeighbor(),
+    val, test = (
+        EpisodeSampler(meta_sets.splits[split], N_WAY, N_SHOT, seed=seed, device=device)
+        for split in ("meta-val", "meta-test")
+    )
+    rate, descent = best_descent(method, val)
+    methods = {
+        "nearest neighbor in pixels": PixelNearestNeighbor(),
         f"gradient descent from the Meta-LSTM's theta_0, best rate {rate:g}": descent,
         "Meta-LSTM": method,
     }
-    results = {name: evaluate(rival, sampler("meta-test"), TEST_EPISODES, name) for name, rival in rivals.items()}
-    rows = [("chance", f"{100 / N_WAY:.2f} %"), *((name, str(accuracy)) for name, accuracy in results.items())]
+    rows = [("chance", f"{100 / N_WAY:.2f} %")]
+    rows += [(name, str(evaluate(method, test, TEST_EPISODES, name))) for name, method in methods.items()]
     table = Table("method", "accuracy", title=f"Unseen scripts, {N_WAY}-way {N_SHOT}-shot, {TEST_EPISODES} episodes")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False).print(table)
     intro = (
-        f"A learner trained from {N_SHOT} drawings each of {N_WAY} characters of scripts that meta-training never saw: "
-        f"mean accuracy and 95 % interval over the same {TEST_EPISODES} meta-test episodes. Gradient descent starts "
-        "from the Meta-LSTM's own theta_0: it lacks the learned optimiser alone."
+        f"Each method learns from {N_SHOT} drawings of each of {N_WAY} characters, from scripts that meta-training did "
+        f"not see. The table shows mean accuracy and 95 % interval over the same {TEST_EPISODES} meta-test episodes. "
+        "Gradient descent starts from the Meta-LSTM's own theta_0. It has one rate, chosen on meta-val, in place of "
+        "the learned optimizer."
     )
     report.write_run(out, "Meta-LSTM demo", meta_sets.splits["meta-test"], [intro, (("method", "accuracy"), rows)])
     console.print(f"Report: {out / 'report.html'}", soft_wrap=True)
@@ -69,12 +71,12 @@ def demo(out: Path, episodes: int, seed: int, device: str) -> None:
 def best_descent(method: GradientMethod, val_sampler: EpisodeSampler) -> tuple[float, GradientMethod]:
     """Plain gradient descent from the method's own theta_0, with the rate that is best on meta-val.
 
-    It tells the learned start and the learned optimiser apart.
+    The method and this rival differ in the optimizer alone, so that comparing them shows what the learned optimizer
+    adds to the learned start.
     """
     tuned: dict[float, tuple[Accuracy, GradientMethod]] = {}
     for rate in RATES:
-        rival = copy.deepcopy(method)
-        rival.optimizer = SGD(rate)
+        rival = method.with_inner_loop(optimizer=SGD(SGD.Settings(rate=rate)))
         accuracy = evaluate(rival, val_sampler, TUNING_EPISODES, f"gradient descent, rate {rate:g}")
         tuned[rate] = accuracy, rival
     rate = max(tuned, key=lambda rate: tuned[rate][0].mean)

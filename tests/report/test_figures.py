@@ -31,8 +31,8 @@ def test_meta_val_curves_show_runs_side_by_side(tmp_path):
     assert pixels(figure).std() > 5
 
 
-class Gated(Method):
-    """A stand-in for a method whose gates are known: constants for each task, layer, step."""
+class Gateless(Method):
+    """A stand-in for a method."""
 
     def adapt(self, support):
         return {}
@@ -40,15 +40,17 @@ class Gated(Method):
     def logits(self, adapted, query_x):
         return torch.zeros(*query_x.shape[:-3], N_WAY)
 
+    def gates(self, support) -> dict[str, torch.Tensor] | None:
+        return None
+
+
+class Gated(Gateless):
+    """Its gates are known for each task, layer and step."""
+
     def gates(self, support):
         assert support.y.ndim == 1  # a task at a time
         mean, steps = support.x.mean(), torch.arange(4.0)
         return {"conv1": torch.stack([mean + steps, mean - steps]), "head": torch.stack([steps, -steps])}
-
-
-class Gateless(Gated):
-    def gates(self, support):
-        return None
 
 
 def test_gates_show_each_layer_over_the_steps():
@@ -77,7 +79,8 @@ def test_only_drawings_are_shown_with_light_paper(drawing, channels):
     assert pixels(figure).std() > 5
     image = next(axes.images[0] for axes in figure.axes if axes.images)
     expected = episode(1, channels).support.x[0, 0].movedim(0, -1).numpy()
-    np.testing.assert_allclose(np.squeeze(image.get_array()), np.squeeze(1 - expected if drawing else expected))
+    expected = 1 - expected if drawing else expected
+    np.testing.assert_allclose(np.squeeze(np.asarray(image.get_array())), np.squeeze(expected))
 
 
 def test_confusion_leaves_out_right_answers():

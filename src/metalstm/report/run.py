@@ -60,7 +60,10 @@ def write_run(out: Path, title: str, images: ImagesByClass, results: Sequence[Bl
         Heading("Configuration"),
         settings_table(dataclasses.asdict(config)),
         Heading("Machine and versions"),
-        (("", ""), [(name.replace("_", " "), str(value)) for name, value in machine.items() if value is not None]),
+        (
+            ("", ""),
+            [(name.replace("_", " "), str(value)) for name, value in machine.items() if value not in (None, "")],
+        ),
     ]
     files.write(out / "report.html", page(title, blocks).encode())
 

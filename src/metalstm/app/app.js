@@ -1,11 +1,11 @@
-// The cards of the page: one for each class, with a pad to draw on and its images so far. Runs inside a gr.HTML of
-// gradio, which gives `element`, `props`, `upload` and `watch`. `props.value` is a list of {name, images}; an image is
-// {url} for a drawing and {url, path} for a file, which the server gets as it is. With `props.query` there is one card,
-// of images to be classified, and its value follows the pen.
+// The cards of the page: one for each class, with a pad to draw on and the images so far. This code runs inside a
+// gr.HTML of gradio, which provides `element`, `props`, `upload` and `watch`. `props.value` is a list of
+// {name, images}. An image is {url} if it is a drawing, and {url, path} if it is an uploaded file. With `props.query`
+// there is one card, for images to be classified, and its value follows the pen.
 
 const PIXELS = 280; // side of a pad
-const PEN = PIXELS / 22; // width of a line: a good pixel of the 28 that the learner sees
-const FOLLOW_MS = 120; // how often the value follows the pen
+const PEN = PIXELS / 22; // width of a line: a little more than one of the 28 pixels that the learner sees
+const FOLLOW_MS = 120; // time between two updates of the value while the pen moves
 
 const CARD = `
   <div class="top">
@@ -19,21 +19,21 @@ const CARD = `
   <div class="tools">
     <button class="next" title="Keep this drawing, draw another">+ Next</button>
     <button class="files" title="Choose image files">Files</button>
-    <button class="clear" title="Clear the pad; once it is clear, the images">Clear</button>
+    <button class="clear" title="Clear the pad; press again to remove the images">Clear</button>
     <input type="file" accept="image/*" multiple hidden>
   </div>
   <div class="images"></div>`;
 
 const MORE = `
   <button class="add">+ Add a class</button>
-  <button class="files" title="A folder with a folder of images for each class">Open a folder</button>
-  <button class="clear">Start anew</button>
+  <button class="files" title="A folder that holds a folder of images for each class">Open a folder</button>
+  <button class="clear">Start over</button>
   <input type="file" webkitdirectory hidden>`;
 
 let cards = [];
-const more = make("more", MORE);
+const more = makeNode("more", MORE);
 
-function make(name, html) {
+function makeNode(name, html) {
   const node = document.createElement("div");
   node.className = name;
   node.innerHTML = html;
@@ -44,12 +44,12 @@ function on(node, selector, event, handle) {
   node.querySelector(selector).addEventListener(event, handle);
 }
 
-function tell() {
+function publish() {
   props.value = cards.map((card) => ({ name: card.name.value.trim(), images: [...card.images, ...card.drawing()] }));
 }
 
 function makeCard({ name, images }) {
-  const node = make("card", CARD);
+  const node = makeNode("card", CARD);
   const canvas = node.querySelector("canvas");
   const pen = canvas.getContext("2d");
   const card = { node, name: node.querySelector(".name"), images: [...images] };
@@ -64,7 +64,7 @@ function makeCard({ name, images }) {
   };
   const show = () => {
     node.querySelector(".images").replaceChildren(...card.images.map(thumbnail));
-    tell();
+    publish();
   };
   const thumbnail = (image) => {
     const button = document.createElement("button");
@@ -86,7 +86,7 @@ function makeCard({ name, images }) {
     show();
   };
 
-  let last = null; // where the pen is while it is down
+  let last = null; // the last position of the pen while it is down
   let timer = 0;
   const draw = (event) => {
     const box = canvas.getBoundingClientRect();
@@ -110,11 +110,11 @@ function makeCard({ name, images }) {
     if (!last) return;
     const points = event.getCoalescedEvents?.() ?? [];
     (points.length ? points : [event]).forEach(draw);
-    if (props.query) timer ||= setTimeout(() => ((timer = 0), tell()), FOLLOW_MS);
+    if (props.query) timer ||= setTimeout(() => ((timer = 0), publish()), FOLLOW_MS);
   });
   for (const end of ["pointerup", "pointercancel"]) {
     canvas.addEventListener(end, () => {
-      if (last) tell();
+      if (last) publish();
       last = null;
     });
   }
@@ -133,11 +133,11 @@ function makeCard({ name, images }) {
   on(node, ".remove", "click", () => {
     cards = cards.filter((other) => other !== card);
     node.remove();
-    tell();
+    publish();
   });
   on(node, ".files", "click", () => input.click());
   input.addEventListener("change", () => card.open(input.files).then(() => (input.value = "")));
-  card.name.addEventListener("change", tell);
+  card.name.addEventListener("change", publish);
   node.addEventListener("dragover", (event) => event.preventDefault());
   node.addEventListener("drop", (event) => {
     event.preventDefault();
@@ -164,7 +164,7 @@ function rebuild() {
 on(more, ".add", "click", () => {
   const taken = cards.map((card) => card.name.value);
   addCard([..."ABCDEFGHIJKLMNOPQRST"].find((letter) => !taken.includes(letter)) ?? "").name.select();
-  tell();
+  publish();
 });
 on(more, ".clear", "click", () => {
   props.value = ["A", "B"].map((name) => ({ name, images: [] }));
@@ -183,7 +183,7 @@ on(more, "input", "change", async (event) => {
   }
   event.target.value = "";
 });
-// A file that is dropped beside a card must not take the place of the page.
+// Otherwise the browser would leave the page and open a file that is dropped beside a card.
 for (const name of ["dragover", "drop"]) window.addEventListener(name, (event) => event.preventDefault());
 watch("value", rebuild);
 rebuild();

@@ -1,16 +1,11 @@
-"""The web page in a real browser, served by the real command.
+"""The page in a real browser, served by the real command.
 
-METALSTM_SCREENSHOTS=docs pytest tests/test_app.py -k example    makes docs/app.png, and others of other widths
+METALSTM_SCREENSHOTS=docs pytest tests/app/test_page.py -k example    makes docs/app.png, and others of other widths
 """
 
 import base64
 import io
 import os
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,58 +19,6 @@ from helpers import make_folder
 pytest.importorskip("gradio", reason="needs the extra app")
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
 pytestmark = pytest.mark.slow
-
-# `metalstm app`, which writes down every machine that it looks for or speaks to.
-SPY = """
-import sys
-
-def watch(event, args):
-    if event == "socket.connect" and isinstance(args[1], tuple):
-        print(args[1][0], file=log, flush=True)
-    elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
-        print(args[0], file=log, flush=True)
-
-log = open(sys.argv[1], "w")
-sys.addaudithook(watch)
-from metalstm.cli import main
-main(["app", "--no-browser", *sys.argv[2:]])
-"""
-
-
-def start(folder: Path, *words: str) -> tuple[subprocess.Popen[str], str]:
-    """The process, which keeps its files in a folder, and what it says first."""
-    command = [sys.executable, "-c", SPY, folder / "spoken-to.txt", *words]
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
-    assert process.stderr
-    return process, process.stderr.readline()
-
-
-def end(process: subprocess.Popen[str], folder: Path, number: signal.Signals) -> None:
-    """It ends quietly, and leaves nothing of what was uploaded or learned."""
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (0, "")
-    assert list(folder.glob("metalstm-*")) == []
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("app")
-    process, said = start(folder)
-    assert said.startswith("The page is at http://127.0.0.1:"), said
-    yield said.split()[4]
-    assert list(folder.glob("metalstm-*"))
-    end(process, folder, signal.SIGINT)
-    assert set((folder / "spoken-to.txt").read_text().split()) <= {"127.0.0.1", "localhost", "None"}
-
-
-def test_ends_with_the_terminal(tmp_path, monkeypatch):
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there, and nobody is asked
-    process, said = start(tmp_path)
-    assert said.startswith("The page is at http://127.0.0.1:"), said
-    end(process, tmp_path, signal.SIGHUP)
 
 
 def draw(page: Any, canvas: Any, *strokes: list[tuple[float, float]]) -> None:
@@ -178,14 +121,14 @@ def test_files_and_folders(browser, url, tmp_path):
         assert [field.input_value() for field in page.locator("#support .name").all()] == list(classes)
         learn(page)
         assert page.get_by_text("Learned from 24 images").is_visible()
-        assert page.get_by_text("meta-lstm-cifar-fs-5w5s").is_visible()  # colour
+        assert page.get_by_text("meta-lstm-cifar-fs-5w5s").is_visible()  # photos
         page.locator("#query input[type=file]").set_input_files([folder / name / "7.png" for name in classes])
         page.locator(".answer").nth(2).wait_for()
         guesses = [answer.locator("p").first.inner_text() for answer in page.locator(".answer").all()]
         assert [guess.split("\n")[0] for guess in reversed(guesses)] == list(classes)
 
 
-def test_mistakes_are_told(browser, url, tmp_path):
+def test_mistakes_are_reported(browser, url, tmp_path):
     (tmp_path / "no image.png").write_text("text")
     with watched(browser) as page:
         page.goto(url)
@@ -202,24 +145,3 @@ def test_mistakes_are_told(browser, url, tmp_path):
         button.click()
         page.get_by_text("cannot read").wait_for()
         assert "no image.png" in page.get_by_text("cannot read").inner_text()
-
-
-def test_a_port_that_is_taken(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        process, said = start(tmp_path, "--port", str(port))
-        process.communicate(timeout=30)
-    assert process.returncode == 2
-    assert said == (f"metalstm: --port {port} is taken or not allowed: pass another, or 0 for the first free one\n")
-
-
-def test_only_uploaded_files_are_read(tmp_path, monkeypatch):
-    import gradio
-
-    from metalstm import app
-
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    for path in (tmp_path / "secret.png", tmp_path / "uploads" / ".." / "secret.png"):
-        with pytest.raises(gradio.Error, match=r"This file was not uploaded\."):
-            app.read({"url": "", "path": str(path)})
-    assert app.read({"url": "", "path": str(tmp_path / "uploads" / "a.png")}) == tmp_path / "uploads" / "a.png"

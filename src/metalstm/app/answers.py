@@ -1,0 +1,38 @@
+"""The answers of a classifier as HTML."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from metalstm.app.templates import render
+
+N_CLASSES, N_CLASSES_OF_MANY = 10, 3  # shown for a single image, for each of several
+NO_ANSWER = '<p class="note">Once it has learned, draw something new or drop images.</p>'
+
+
+def answers(
+    images: Sequence[Mapping[str, str]],
+    classes: Sequence[str],
+    probabilities: Float[np.ndarray, "n_images n_classes"],
+    known: Sequence[bool] | np.ndarray,
+) -> str:
+    """The most probable classes of each image, the newest image first, as HTML.
+
+    Args:
+        images: As the cards have them.
+        classes: The names of the classes.
+        probabilities: Of each image and class.
+        known: Whether an image is one of the classes at all.
+    """
+    shown = N_CLASSES if len(images) == 1 else N_CLASSES_OF_MANY
+    entries = [
+        {
+            "kind": "photo" if "path" in image else "drawing",
+            "url": image["url"],
+            "classes": [(classes[k], 100 * p[k]) for k in (-p).argsort()[:shown]],
+            "known": is_known,
+        }
+        for image, p, is_known in zip(images, probabilities, known, strict=True)
+    ]
+    return render("answers.html", answers=entries[::-1])

@@ -1,0 +1,126 @@
+"""The page: what is on it, and what its buttons do."""
+
+import html
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from metalstm.app.answers import NO_ANSWER, answers
+from metalstm.app.cards import Cards, example_cards, read
+from metalstm.app.charts import charts
+from metalstm.classifier import Classifier
+from metalstm.errors import UserError
+
+JS = Path(__file__).with_name("app.js")
+
+
+def page(learner: Classifier) -> gr.Blocks:
+    """The parts of the page and its events.
+
+    Args:
+        learner: Its settings are those of every classifier that the page trains.
+    """
+    with gr.Blocks(title="metalstm", analytics_enabled=False) as blocks:
+        gr.HTML(
+            "<h1>Teach a network with a handful of images</h1>"
+            '<p class="note">It has learned how to learn: a few drawings or photos of each class make a classifier '
+            "in a second. Nothing leaves this machine.</p>"
+        )
+        classifier = gr.State()
+        with gr.Row():
+            with gr.Column(scale=5, min_width=320):
+                with gr.Row():
+                    gr.HTML(
+                        "<h2>1 · Show it a few of each</h2>"
+                        '<p class="note">Draw symbols or drop photos. One of each class will do, five are better.</p>'
+                    )
+                    example = gr.Button("Try an example", size="sm", scale=0, min_width=150)
+                support = _cards([{"name": name, "images": []} for name in "AB"], query=False)
+            with gr.Column(scale=4, min_width=320):
+                gr.HTML("<h2>2 · Let it learn</h2>")
+                learn = gr.Button("Learn", variant="primary")
+                progress = gr.HTML()
+                gr.HTML("<h2>3 · Try it on new ones</h2>")
+                with gr.Row():
+                    with gr.Column(scale=2, min_width=150):
+                        query = _cards([{"name": "", "images": []}], query=True)
+                    with gr.Column(scale=3, min_width=200):
+                        answer = gr.HTML(NO_ANSWER)
+                download = gr.DownloadButton("Download the classifier", interactive=False)
+        example.click(example_cards, None, [support, query], show_progress="minimal")
+        learn.click(partial(train, learner), support, [classifier, progress, download], show_progress="hidden").success(
+            classify, [classifier, query], answer, show_progress="hidden"
+        )
+        query.change(classify, [classifier, query], answer, show_progress="hidden", trigger_mode="always_last")
+    return blocks
+
+
+def train(learner: Classifier, cards: Cards) -> Iterator[tuple[Any, ...]]:
+    """Learn from the cards.
+
+    Yields:
+        After each inner step the charts; at the end the classifier, the charts and the button to download it.
+
+    Raises:
+        gr.Error: The cards cannot be learned from. The page shows the message.
+    """
+    names = [card["name"] for card in cards if card["images"]]
+    if len(names) < 2:
+        raise _error("Draw or drop at least one image for each of two classes.")
+    if "" in names or len(set(names)) < len(names):
+        raise _error("Give each class a name of its own.")
+    labels = [card["name"] for card in cards for _ in card["images"]]
+    classifier = Classifier(**learner.get_params())
+    started = time.perf_counter()
+    steps = []
+    try:
+        images = [read(image) for card in cards for image in card["images"]]
+        for step in classifier.steps(images, labels):
+            steps.append(step)
+            yield gr.skip(), charts(steps), gr.skip()
+    except UserError as error:
+        raise _error(str(error)) from error
+    seconds = time.perf_counter() - started
+    note = f"Learned from {len(images)} images in {seconds:.1f} s, starting from {Path(classifier.checkpoint_).name}."
+    path = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "classifier.safetensors"
+    classifier.save(path)
+    yield classifier, charts(steps, note), gr.DownloadButton(value=path, interactive=True)
+
+
+def classify(classifier: Classifier | None, cards: Cards) -> str:
+    """The classes of the images of the one card, as HTML.
+
+    Raises:
+        gr.Error: An image cannot be read. The page shows the message.
+    """
+    images = cards[0]["images"]
+    if classifier is None or not images:
+        return NO_ANSWER
+    try:
+        probabilities = classifier.predict_proba([read(image) for image in images])
+    except UserError as error:
+        raise _error(str(error)) from error
+    known = classifier.are_known(probabilities) if classifier.meta["calibration"] else [True] * len(images)
+    return answers(images, [str(name) for name in classifier.classes_], probabilities, known)
+
+
+def _cards(value: Cards, query: bool) -> gr.HTML:
+    return gr.HTML(
+        value,
+        html_template='<div class="cards"></div>',
+        js_on_load=JS.read_text("utf-8"),
+        apply_default_css=False,
+        elem_id="query" if query else "support",
+        query=query,
+    )
+
+
+def _error(message: str) -> gr.Error:
+    """An error that the page shows in a corner."""
+    return gr.Error(html.escape(message), title="", print_exception=False)
