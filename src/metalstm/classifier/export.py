@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalstm import checkpoint
-from metalstm.classifier import Classifier, is_spent
+from metalstm import files
+from metalstm.classifier.classifier import Classifier
 from metalstm.errors import UserError
 
-TOLERANCE = 1e-5  # by which probabilities may differ; a temperature below 1 magnifies rounding, and this with it
+TOLERANCE = 1e-5  # of probabilities; a temperature below 1 magnifies rounding, and the tolerance with it
 
 
 def to_onnx(classifier: Classifier, path: Path) -> None:
-    """Write an ONNX file, which onnxruntime was seen to run; its `metadata_props` are those of `metadata`.
+    """Write an ONNX file, checked with onnxruntime; its `metadata_props` are those of `metadata`.
 
     Raises:
         UserError: The packages are not installed, or onnxruntime gives other probabilities.
@@ -44,11 +44,11 @@ def to_onnx(classifier: Classifier, path: Path) -> None:
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     _check(classifier, lambda images: np.asarray(session.run(None, {"images": images.numpy()})[0]))
-    checkpoint.write(path, content)
+    files.write(path, content)
 
 
 def to_torch(classifier: Classifier, path: Path) -> None:
-    """Write a program of torch.export; its extra file `metadata.json` is that of `metadata`.
+    """Write a program of torch.export; its extra file `metadata.json` holds `metadata`.
 
     Raises:
         UserError: It gives other probabilities.
@@ -57,11 +57,11 @@ def to_torch(classifier: Classifier, path: Path) -> None:
     _check(classifier, lambda images: program.module()(images).numpy())
     with _quiet():
         torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata(classifier))})
-    checkpoint.write(path, content.getvalue())
+    files.write(path, content.getvalue())
 
 
 def metadata(classifier: Classifier) -> dict[str, Any]:
-    """What a program that runs the exported file must know, as plain values."""
+    """What a program that runs the exported file must know; plain values."""
     preprocessing, calibration = classifier.preprocessing, classifier.meta["calibration"]
     return {
         "classes": classifier.classes_.tolist(),
@@ -76,17 +76,19 @@ def metadata(classifier: Classifier) -> dict[str, Any]:
 
 
 def _program(classifier: Classifier) -> torch.export.ExportedProgram:
-    """The network for any number of images, without what it needs no longer."""
+    """The network for any number of images, without what it no longer needs."""
     network = copy.deepcopy(classifier.network).cpu()
-    for name, tensor in (*network.method.named_parameters(), *network.method.named_buffers()):
-        if is_spent(name):
+    network.adapted = {name: tensor.cpu() for name, tensor in network.adapted.items()}
+    spent = network.method.spent()
+    for name, tensor in network.method.state_dict(keep_vars=True).items():
+        if name in spent:
             tensor.data = tensor.data.new_empty(0)
     return torch.export.export(network, (_images(classifier, 2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters warn of that a user cannot mend: that torchvision is not here, say."""
+    """Hide warnings of exporters that a user can do nothing about, for example that torchvision is missing."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     before = [logger.level for logger in loggers]
     with warnings.catch_warnings(action="ignore"):
@@ -105,7 +107,7 @@ def _images(classifier: Classifier, n: int) -> Tensor:
 
 
 def _check(classifier: Classifier, run: Callable[[Tensor], np.ndarray]) -> None:
-    """Hold what was exported against the classifier, on batches of several sizes.
+    """Compare the exported program with the classifier, on batches of several sizes.
 
     Raises:
         UserError: It gives other probabilities.

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from metalstm import recipes
 from metalstm.console import track
-from metalstm.datasets import ImagesByClass
+from metalstm.data import ImagesByClass
 from metalstm.episodes import EpisodeSampler, Support
-from metalstm.methods import GradientMethod, Method
+from metalstm.errors import UserError
+from metalstm.methods import Method
 
-BINS = 15  # of the expected calibration error, as Guo et al. have it
+BINS = 15  # of the expected calibration error, as in Guo et al.
 KEPT = 0.9  # share of the images of known classes that the threshold lets through
 
 
 class Answers(NamedTuple):
-    """What adapted networks said in some episodes."""
+    """Logits of adapted networks in some episodes."""
 
     known: Float[Tensor, "n n_way"]  # logits of queries
     y: Int[Tensor, " n"]  # their classes
@@ -30,7 +30,6 @@ class Answers(NamedTuple):
 
 def calibrate(
     method: Method,
-    config: recipes.RunConfig,
     images: ImagesByClass,
     ways: Sequence[int] = (2, 5, 10, 20),
     shots: Sequence[int] = (1, 5),
@@ -40,36 +39,33 @@ def calibrate(
 ) -> list[dict[str, Any]]:
     """Fit a temperature and a threshold for each number of classes and shots; measure both on other episodes.
 
-    An image is taken for "none of these" where its largest calibrated probability is below the threshold.
+    The answer is "none of these" if the largest calibrated probability of an image is below the threshold.
 
     Args:
         method: The meta-learner; left as it is.
-        config: Of its run.
-        images: Meta-val. Ways are left out that leave no class to be an outsider.
-        ways: Classes an episode.
-        shots: Support images a class.
-        n_query: Query images a class, and for each an outsider.
-        episodes: To fit on, and as many others to measure on.
+        images: Meta-val.
+        ways: Classes per episode. Those are left out that the method does not serve, or that leave no class for
+            outsiders.
+        shots: Support images per class.
+        n_query: Query images per class, and for each an outsider.
+        episodes: Number of episodes to fit on, and as many others to measure on.
         seed: Of the episodes.
 
     Returns:
-        For each way and shot plain values: `n_way`, `n_shot`, `temperature`, expected calibration error before and
-        after (`ece_before`, `ece`) in 0..1, `threshold`, and of other episodes than it was fitted on the share of
-        queries that it lets through (`kept`), the share of outsiders that it turns away (`rejected`), and how well the
-        probability tells one from the other (`auroc`).
+        Plain values for each way and shot: `n_way`, `n_shot`, `temperature` and `threshold`; and measured on the other
+        episodes: the expected calibration error before and after (`ece_before`, `ece`) in 0..1, the share of queries
+        that the threshold lets through (`kept`), the share of outsiders that it rejects (`rejected`), and how well the
+        probability separates the two (`auroc`).
 
     References:
         Guo et al. 2017 (arXiv 1706.04599) for the temperature; Hendrycks & Gimpel 2017 (arXiv 1610.02136) for the
-        largest probability as what tells outsiders.
+        largest probability as the score that separates outsiders.
     """
     entries = []
-    serves = isinstance(method, GradientMethod) and method.head_0.shape[0] > 1
     for n_way in ways:
-        if n_way >= len(images.classes) or (serves and n_way != config.n_way):
+        if n_way >= len(images.classes) or not _serves(method, n_way):
             continue
         for n_shot in shots:
-            if isinstance(method, GradientMethod) and isinstance(config.settings, recipes.MetaLSTMSettings):
-                method.epochs = recipes.epochs(config, n_shot)
             sampler = EpisodeSampler(images, n_way, n_shot, n_query, seed)
             name = f"calibrating {n_way}-way {n_shot}-shot"
             fitted = _answers(method, sampler, track(range(episodes), name))
@@ -105,10 +101,10 @@ def nearest(entries: Sequence[dict[str, Any]], n_way: int, n_shot: float) -> dic
 
 
 def fit_temperature(logits: Float[Tensor, "n n_way"], y: Int[Tensor, " n"]) -> float:
-    """The temperature T at which softmax(logits / T) has the least cross-entropy, which has one minimum in T.
+    """The temperature T at which softmax(logits / T) has the least cross-entropy, by ternary search.
 
-    Targets fall short of 1 by a doubt of 1 / (n + 2), in the way of Platt 1999: without it, a learner that was always
-    right would be sure of everything.
+    The cross-entropy has one minimum in T. Targets fall short of 1 by a doubt of 1 / (n + 2), as in Platt 1999.
+    Without it, a learner that was always right would be sure of everything.
     """
     doubt = 1 / (len(y) + 2)
     low, high = log(1e-2), log(1e2)
@@ -120,7 +116,7 @@ def fit_temperature(logits: Float[Tensor, "n n_way"], y: Int[Tensor, " n"]) -> f
 
 
 def expected_calibration_error(confidence: Float[Tensor, " n"], right: Bool[Tensor, " n"]) -> float:
-    """How far confidence and accuracy are apart, in 0..1: the mean over images, each taken with its bin."""
+    """How far confidence and accuracy are apart, in 0..1: the mean over the bins, weighted by their images."""
     bins = (confidence * BINS).long().clamp(max=BINS - 1)
     gaps = torch.zeros(BINS, dtype=confidence.dtype).index_add_(0, bins, confidence - right.to(confidence.dtype))
     return (gaps.abs().sum() / len(confidence)).item()
@@ -131,6 +127,14 @@ def auroc(known: Float[Tensor, " n"], outsiders: Float[Tensor, " m"]) -> float:
     ordered = outsiders.sort().values
     below = torch.searchsorted(ordered, known) + torch.searchsorted(ordered, known, right=True)
     return (below.double().mean() / 2 / len(outsiders)).item()
+
+
+def _serves(method: Method, n_way: int) -> bool:
+    try:
+        method.check_way(n_way)
+    except UserError:
+        return False
+    return True
 
 
 def _confidence(logits: Tensor, temperature: float) -> Float[Tensor, " n"]:

@@ -1,0 +1,247 @@
+"""The estimator: a trained classifier, with scikit-learn's protocol."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from metalstm import checkpoint
+from metalstm.classifier import files
+from metalstm.classifier.cross_validation import Estimate, cross_validate
+from metalstm.classifier.inputs import Pixels, Task, as_labels, as_list, read_files, read_images
+from metalstm.classifier.meta_learner import MetaLearner, choose
+from metalstm.classifier.network import Network
+from metalstm.errors import UserError, unknown
+from metalstm.images import Preprocessing
+from metalstm.methods import Adapted, Method
+from metalstm.methods.base import score
+
+PARAMETERS = ("checkpoint", "seed", "device")
+
+
+class InnerStep(NamedTuple):
+    """The state of the inner loop after a step; gates are those of a Meta-LSTM, a mean for each layer."""
+
+    number: int  # 1 .. of
+    of: int
+    loss: float  # of the support set after the step, in nats
+    accuracy: float  # the same, in 0..1
+    forget: dict[str, float]  # how much of the old parameters is kept
+    rate: dict[str, float]  # how far the gradient is followed
+
+
+class Classifier:
+    """A trained classifier: a method, what it learned from the support set, class names and preprocessing.
+
+    It follows scikit-learn's protocol, and works in its `clone`, `cross_val_score` and `Pipeline`.
+
+    Args:
+        checkpoint: The meta-learner: a shipped checkpoint's name, a run folder or a file. None takes a shipped one by
+            the kind of the images (drawings or photos) and their number.
+        seed: Of the order in which the images are learned from.
+        device: Where to compute.
+
+    Attributes:
+        classes_: The labels, sorted.
+        checkpoint_: The meta-learner that was taken.
+        method: The method that adapted.
+        network: The trained network: from pixels to probabilities.
+        preprocessing: What is done to an image.
+        meta: All plain values that `save` writes: configuration of the meta-learner, its accuracy on meta-val,
+            license of its data, classes, numbers of images, calibration.
+    """
+
+    classes_: np.ndarray
+    checkpoint_: str
+    method: Method
+    network: Network
+    preprocessing: Preprocessing
+    meta: dict[str, Any]
+
+    def __init__(self, checkpoint: str | Path | None = None, seed: int = 0, device: str = "cpu"):
+        self.checkpoint, self.seed, self.device = checkpoint, seed, device
+
+    def fit(self, images: Any, labels: Any) -> "Classifier":
+        """Learn from labeled images.
+
+        Args:
+            images: Paths, PIL images, arrays (height, width) or (height, width, channels), tensors (channels, height,
+                width), or one array or tensor of all; bytes, or floats in 0..1.
+            labels: One for each image, strings or integers. Images of smaller classes are repeated until all classes
+                have as many.
+
+        Raises:
+            UserError: Images cannot be read; labels do not fit them; there are fewer than 2 classes or too many.
+        """
+        learner, task = self._start(images, labels)
+        self._finish(learner, task, learner.method.adapt(task.support))
+        return self
+
+    def steps(self, images: Any, labels: Any) -> Iterator[InnerStep]:
+        """`fit`, to be watched: yields after each inner step, and has learned once it is exhausted.
+
+        A method without an inner loop yields nothing.
+
+        Raises:
+            UserError: As `fit`.
+        """
+        learner, task = self._start(images, labels)
+        method, support, adapted = learner.method, task.support, None
+        for number, watched in enumerate(method.watch(support), 1):
+            adapted = watched.adapted
+            with torch.no_grad():
+                loss, accuracy = score(method.logits(adapted, support.x), support.y)
+            forget = {layer: f for layer, (f, _) in watched.gates.items()}
+            rate = {layer: i for layer, (_, i) in watched.gates.items()}
+            yield InnerStep(number, method.n_steps(support), loss.item(), accuracy.item(), forget, rate)
+        self._finish(learner, task, method.adapt(support) if adapted is None else adapted)
+
+    def estimate(self, images: Any, labels: Any) -> Estimate:
+        """The accuracy that `fit` on these images would give, by stratified cross-validation in at most 5 folds.
+
+        Raises:
+            UserError: A class has one image only; or as `fit`.
+        """
+        images = as_list(images)
+        labels = as_labels(labels, len(images), least=2)
+        learner = self._meta_learner(images, labels)
+        return cross_validate(learner, read_images(images, learner.preprocessing), labels, self.seed)
+
+    def predict(self, images: Any) -> np.ndarray:
+        """The most probable class of each image.
+
+        Raises:
+            UserError: Images cannot be read.
+        """
+        return self.classes_[self.predict_proba(images).argmax(1)]
+
+    def predict_proba(self, images: Any) -> Float[np.ndarray, "n n_classes"]:
+        """Calibrated probabilities of the classes, in the order of `classes_`.
+
+        Raises:
+            UserError: Images cannot be read.
+        """
+        return self.probabilities(read_images(as_list(images), self.preprocessing))
+
+    def predict_files(self, paths: Sequence[Path]) -> tuple[list[Path], Float[np.ndarray, "n n_classes"], list[str]]:
+        """`predict_proba` of many files, some of which may be broken.
+
+        Returns:
+            The files that could be read, their probabilities, and what is wrong with each of the others.
+        """
+        good, faults, parts = [], [], [self._no_probabilities()]
+        for batch in read_files(paths, self.preprocessing):
+            good += batch.paths
+            faults += batch.faults
+            parts.append(self.probabilities(batch.pixels))
+        return good, np.concatenate(parts), faults
+
+    def probabilities(self, pixels: Pixels) -> Float[np.ndarray, "n n_classes"]:
+        """`predict_proba` of pixels that `preprocessing` made."""
+        return self.network.probabilities(pixels) if len(pixels) else self._no_probabilities()
+
+    def known(self, images: Any) -> Bool[np.ndarray, " n"]:
+        """Whether an image belongs to one of the classes at all, rather than to "none of these".
+
+        Raises:
+            UserError: Images cannot be read, or the meta-learner has no calibration.
+        """
+        return self.are_known(self.predict_proba(images))
+
+    def are_known(self, probabilities: Float[np.ndarray, "n n_classes"]) -> Bool[np.ndarray, " n"]:
+        """`known` of images with these probabilities.
+
+        Raises:
+            UserError: The meta-learner has no calibration.
+        """
+        return probabilities.max(1) >= self.threshold()
+
+    def threshold(self) -> float:
+        """The probability below which the answer is "none of these".
+
+        Raises:
+            UserError: The meta-learner has no calibration.
+        """
+        calibration = self.meta["calibration"]
+        if calibration is None:
+            raise UserError(
+                f"{self.meta['checkpoint']} has no calibration, so its classifiers cannot answer 'none of these': "
+                f"adapt with a shipped checkpoint: {', '.join(checkpoint.shipped())}"
+            )
+        return calibration["threshold"]
+
+    def score(self, images: Any, labels: Any) -> float:
+        """The share of images that are classified correctly, in 0..1."""
+        return float(np.mean(self.predict(images) == np.asarray(labels)))
+
+    def save(self, path: str | Path) -> None:
+        """Write the classifier to one safetensors file, which `load` reads."""
+        files.save(Path(path), self.network, self.meta)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> "Classifier":
+        """Read what `save` wrote; executes nothing.
+
+        Raises:
+            UserError: The file is missing, damaged, or not a classifier.
+        """
+        network, meta = files.load(Path(path), device)
+        self = cls(meta["checkpoint"], meta["seed"], device)
+        self._set(network, meta, np.array(meta["classes"]))
+        return self
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of the constructor, for scikit-learn."""
+        return {name: getattr(self, name) for name in PARAMETERS}
+
+    def set_params(self, **params: Any) -> "Classifier":
+        """Change arguments of the constructor.
+
+        Raises:
+            UserError: A name is unknown.
+        """
+        for name, value in params.items():
+            if name not in PARAMETERS:
+                raise unknown("parameter", name, PARAMETERS)
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(two_d_array=False),
+        )
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "network")
+
+    def __repr__(self) -> str:
+        return f"Classifier({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
+
+    def _start(self, images: Any, labels: Any) -> tuple[MetaLearner, Task]:
+        """The meta-learner, and what it is to learn from."""
+        images = as_list(images)
+        labels = as_labels(labels, len(images))
+        learner = self._meta_learner(images, labels)
+        return learner, learner.task(read_images(images, learner.preprocessing), labels, self.seed)
+
+    def _meta_learner(self, images: Sequence[Any], labels: np.ndarray) -> MetaLearner:
+        name = choose(images, labels) if self.checkpoint is None else self.checkpoint
+        return MetaLearner.load(name, self.device)
+
+    def _finish(self, learner: MetaLearner, task: Task, adapted: Adapted) -> None:
+        self._set(learner.network(adapted, task), learner.describe(task, self.seed), task.classes)
+
+    def _set(self, network: Network, meta: dict[str, Any], classes: np.ndarray) -> None:
+        self.network, self.meta, self.classes_ = network, meta, classes
+        self.method, self.preprocessing, self.checkpoint_ = network.method, network.preprocessing, meta["checkpoint"]
+
+    def _no_probabilities(self) -> Float[np.ndarray, "0 n_classes"]:
+        return np.empty((0, len(self.classes_)), np.float32)

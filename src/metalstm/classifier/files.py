@@ -1,0 +1,84 @@
+"""The file of a classifier."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from metalstm import checkpoint, recipes, settings
+from metalstm.classifier.meta_learner import PRECISION, temperature
+from metalstm.classifier.network import Network
+from metalstm.errors import UserError
+from metalstm.images import Preprocessing
+from metalstm.methods import Method
+
+
+@dataclass(frozen=True)
+class Values:
+    """The plain values in a file, beside the tensors."""
+
+    checkpoint: str
+    checkpoint_sha256: str
+    config: dict[str, Any]
+    meta_val: float | None
+    classes: list[str | int | float]
+    images: list[int]
+    seed: int
+    preprocessing: Preprocessing
+    calibration: dict[str, float] | None
+    adapted: list[str]
+    """Names of the tensors that the method learned from the support set."""
+
+
+def save(path: Path, network: Network, meta: dict[str, Any]) -> None:
+    """Write a network and plain values to one safetensors file, without what the method no longer needs."""
+    spent = network.method.spent()
+    method = {f"method.{name}": each for name, each in network.method.state_dict().items() if name not in spent}
+    adapted = {f"adapted.{name}": each for name, each in network.adapted.items()}
+    checkpoint.save(path, method | adapted, meta | {"adapted": sorted(network.adapted)})
+
+
+def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any]]:
+    """Read what `save` wrote; executes nothing.
+
+    Raises:
+        UserError: The file is missing, damaged, or not a classifier.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file that metalstm adapt has written")
+    tensors, meta = checkpoint.load(path)
+    if "classes" not in meta:
+        raise UserError(
+            f"{path} is a meta-learner, not a classifier: metalstm adapt makes one, with --checkpoint {path}"
+        )
+    with checkpoint.fits(path, "adapt it anew"):
+        values = settings.from_dict(Values, meta)
+        method = recipes.build(recipes.with_changes(recipes.from_dict(values.config), PRECISION))
+        _restore(method, _part(tensors, "method."))
+        held = _part(tensors, "adapted.")
+        adapted = {name: held[name] for name in values.adapted}
+        network = Network(method, adapted, values.preprocessing, temperature(values.calibration), device)
+        size, channels = values.preprocessing.image_size, values.preprocessing.channels
+        answer = network.probabilities(np.zeros((1, size, size, channels), np.uint8))
+        if answer.shape != (1, len(values.classes)):
+            raise ValueError(f"{answer.shape[1]} outputs for {len(values.classes)} classes")
+    return network, {name: value for name, value in meta.items() if name != "adapted"}
+
+
+def _restore(method: Method, tensors: dict[str, Tensor]) -> None:
+    """Give a method its tensors back. Only those that it no longer needs may be missing.
+
+    Raises:
+        KeyError: Another one is missing.
+        RuntimeError: One is of another shape, or not the method's.
+    """
+    state = method.state_dict()
+    for name in sorted(state.keys() - method.spent() - tensors.keys()):
+        raise KeyError(name)
+    method.load_state_dict(state | tensors)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

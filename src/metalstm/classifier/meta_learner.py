@@ -1,0 +1,121 @@
+"""The meta-learner that a classifier adapts: which one, with its preprocessing and its calibration."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import log
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metalstm import checkpoint
+from metalstm.classifier.calibration import nearest
+from metalstm.classifier.inputs import Pixels, Task, make_task
+from metalstm.classifier.network import Network
+from metalstm.images import Preprocessing, show_drawings
+from metalstm.methods import Adapted, Method, RunConfig
+
+PRECISION = {"precision": "fp32"}  # of every classifier: a handful of images takes no time
+
+
+@dataclass(frozen=True)
+class MetaLearner:
+    """A checkpoint, loaded.
+
+    Attributes:
+        method: What adapts.
+        preprocessing: What is done to an image.
+        calibrations: The entries of `calibrate`; none if it was not calibrated.
+        meta: Plain values of the checkpoint that a classifier keeps.
+        device: Where to compute.
+    """
+
+    method: Method
+    preprocessing: Preprocessing
+    calibrations: Sequence[dict[str, Any]]
+    meta: dict[str, Any]
+    device: torch.device | str = "cpu"
+
+    @classmethod
+    def load(cls, name: str | Path, device: torch.device | str = "cpu") -> "MetaLearner":
+        """The meta-learner of a shipped checkpoint's name, a run folder or a file.
+
+        Raises:
+            UserError: There is no such checkpoint, or it is damaged.
+        """
+        path = checkpoint.find(name)
+        method, config, meta = checkpoint.load_method(path, PRECISION)
+        kept = {
+            "checkpoint": str(name),
+            "checkpoint_sha256": checkpoint.sha256(path),
+            "config": meta["config"],
+            "meta_val": meta.get("meta_val"),
+        }
+        return cls(method.to(device), preprocessing(config), meta.get("calibration") or [], kept, device)
+
+    def task(self, pixels: Pixels, labels: np.ndarray, seed: int) -> Task:
+        """The support set of some images.
+
+        Args:
+            pixels: As `preprocessing` makes them.
+            labels: One for each image.
+            seed: Of the order in which they are learned from.
+
+        Raises:
+            UserError: The method does not serve so many classes.
+        """
+        task = make_task(pixels, labels, self.preprocessing.drawing, seed, self.device)
+        self.method.check_way(task.support.n_way)
+        return task
+
+    def calibration(self, task: Task) -> dict[str, Any] | None:
+        """The calibration for the numbers of classes and shots that are nearest; None if there is none."""
+        if not self.calibrations:
+            return None
+        return nearest(self.calibrations, len(task.classes), float(np.mean(task.counts)))
+
+    def network(self, adapted: Adapted, task: Task) -> Network:
+        """The network that it became by adapting to a task."""
+        return Network(self.method, adapted, self.preprocessing, temperature(self.calibration(task)), self.device)
+
+    def describe(self, task: Task, seed: int) -> dict[str, Any]:
+        """All plain values of the classifier that it became by adapting to a task."""
+        return {
+            **self.meta,
+            "classes": task.classes.tolist(),
+            "images": task.counts,
+            "seed": seed,
+            "preprocessing": asdict(self.preprocessing),
+            "calibration": self.calibration(task),
+        }
+
+
+def choose(images: Sequence[Any], labels: np.ndarray) -> str:
+    """The name of the shipped checkpoint for some images, by their kind and their number.
+
+    Raises:
+        UserError: An image cannot be read.
+    """
+    return nearest_shipped(show_drawings(images), len(labels) / len(np.unique(labels)))
+
+
+def nearest_shipped(drawings: bool, n_shot: float) -> str:
+    """The shipped checkpoint for drawings or photos whose number of images a class is nearest, in ratio."""
+    distances = {}
+    for name, path in checkpoint.shipped().items():
+        config = checkpoint.read_config(path, checkpoint.load(path)[1])
+        if config.traits.drawing == drawings:
+            distances[name] = abs(log(config.n_shot / n_shot))
+    return min(distances, key=distances.__getitem__)
+
+
+def preprocessing(config: RunConfig) -> Preprocessing:
+    """What makes of an image the pixels that the meta-learner was trained on."""
+    channels, size, _ = config.image_shape
+    return Preprocessing(size, channels, config.traits.drawing)
+
+
+def temperature(calibration: dict[str, Any] | None) -> float:
+    """The temperature of a calibration; 1 without one."""
+    return calibration["temperature"] if calibration else 1.0
