@@ -178,9 +178,7 @@ def from_dict(values: Any) -> RunConfig:
     """
     if not isinstance(values, dict):
         raise UserError(f"a configuration is {values!r}: must be an object")
-    names = {field.name for field in fields(RunConfig)}
-    if odd := sorted(names.symmetric_difference(values)):
-        raise UserError(f"a configuration lacks or does not know {', '.join(map(str, odd))}")
+    settings_of.check_names(RunConfig, values)
     kinds: dict[str, Callable[[], Any]] = {
         "settings": lambda: look_up("method", METHODS, values["method"]).Settings,
         "learner_settings": lambda: look_up("learner", LEARNERS, values["learner"]).Settings,

@@ -4,6 +4,7 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from math import inf
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -110,12 +111,23 @@ def from_dict(kind: type[S], values: Any) -> S:
         UserError: A name is unknown, or a value has a wrong type or is out of its bounds.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{kind.__name__} is {values!r}: must be an object")
-    if odd := sorted(set(map(str, values)).difference(_hints(kind))):
-        raise UserError(f"{kind.__name__} does not know {', '.join(odd)}")
+        raise UserError(f"{kind.__qualname__} is {values!r}: must be an object")
+    check_names(kind, values, complete=False)
     if wrong := list(_wrong(kind, values)):
         raise UserError("; ".join(wrong))
     return kind(**{name: _convert(values[name], hint) for name, hint in _hints(kind).items() if name in values})
+
+
+def check_names(kind: type, values: Mapping[Any, Any], complete: bool = True) -> None:
+    """Whether there is a value for no other than the fields of a dataclass, and if it is to be complete, for each.
+
+    Raises:
+        UserError: Names what is missing and what is unknown.
+    """
+    names = {field.name for field in fields(kind)}
+    faults = {"lacks": names - set(values) if complete else set(), "does not know": set(values) - names}
+    if said := [f"{what} {', '.join(sorted(map(str, which)))}" for what, which in faults.items() if which]:
+        raise UserError(f"{kind.__qualname__} {' and '.join(said)}")
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -129,6 +141,11 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 
+@cache
+def _plain_hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _values(settings: Any) -> dict[str, Any]:
     return {field.name: getattr(settings, field.name) for field in fields(settings)}
 
@@ -138,23 +155,32 @@ def _wrong(kind: type, values: Mapping[str, Any]) -> Iterator[str]:
     for name, hint in _hints(kind).items():
         if is_dataclass(hint) or hint is Any or name not in values:
             continue
-        try:
-            msgspec.convert(msgspec.to_builtins(values[name]), hint)
-        except (msgspec.ValidationError, TypeError):
-            yield f"{option(name)} {values[name]!r}: must be {_allowed(hint)}".replace("'", "")
+        if not _fits(values[name], hint):
+            is_of_type = _fits(values[name], _plain_hints(kind)[name]) and values[name] not in (inf, -inf)
+            yield f"{option(name)} {values[name]!r}: must be {_allowed(hint, not is_of_type)}".replace("'", "")
 
 
-def _allowed(hint: Any) -> str:
-    """What a type allows, in words."""
+def _fits(value: Any, hint: Any) -> bool:
+    try:
+        msgspec.convert(msgspec.to_builtins(value), hint)
+    except (msgspec.ValidationError, TypeError, OverflowError):
+        return False
+    return True
+
+
+def _allowed(hint: Any, with_type: bool = True) -> str:
+    """What a type allows, in words; bounds alone where the value is of the type and out of these."""
     origin, args = get_origin(hint), get_args(hint)
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
     if origin in (Union, types.UnionType):
-        return " or ".join("None" if arg is type(None) else _allowed(arg) for arg in args)
+        return " or ".join("None" if arg is type(None) else _allowed(arg, with_type) for arg in args)
     if origin is Annotated:
         bounds = {key: getattr(args[1], key) for key in _BOUNDS if getattr(args[1], key) is not None}
         words = [f"{_BOUNDS[key]} {value:g}" for key, value in bounds.items() if abs(value) < LARGEST]
-        return " and ".join(words) or f"between {-LARGEST:g} and {LARGEST:g}"
+        bounded = " and ".join(words) or f"between {-LARGEST:g} and {LARGEST:g}"
+        return f"{_allowed(args[0])}, {bounded}" if with_type else bounded
     if origin is tuple:
-        return f"{len(args)} values, each {_allowed(args[0])}"
+        number = "a list of values" if args[-1] is Ellipsis else f"{len(args)} values"
+        return f"{number}, each {_allowed(args[0])}"
     return {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}.get(hint, str(hint))

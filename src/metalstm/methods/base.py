@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from msgspec import Meta
 from torch import Tensor, nn
 
 from metalstm.data import ImagesByClass
@@ -15,7 +16,7 @@ from metalstm.episodes import BatchSampler, Episode, EpisodeSampler, Support
 from metalstm.errors import UserError
 from metalstm.learners import Learner, LearnerSettings
 from metalstm.optimizers import InnerOptimizer
-from metalstm.settings import NoSettings, TrainingSettings, Traits
+from metalstm.settings import Count, NoSettings, TrainingSettings, Traits
 
 M = TypeVar("M", bound="Method")
 
@@ -82,12 +83,12 @@ class RunConfig(Recipe):
     data_digest: str = ""
     licence: str = ""
     traits: Traits = Traits()
-    image_shape: tuple[int, int, int] = (1, 28, 28)
-    n_classes: int = 0
-    n_way: int = 5
-    n_shot: int = 5
-    n_query: int = 15
-    seed: int = 0
+    image_shape: tuple[Count, Count, Count] = (1, 28, 28)
+    n_classes: Annotated[int, Meta(ge=0)] = 0
+    n_way: Annotated[int, Meta(ge=2)] = 5
+    n_shot: Count = 5
+    n_query: Annotated[int, Meta(ge=0)] = 15
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
 
 
 @dataclass(frozen=True)
