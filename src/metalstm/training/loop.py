@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from metalstm import checkpoint, distributed, recipes
 from metalstm.console import console, progress
 from metalstm.data import ImagesByClass, MetaSets
 from metalstm.episodes import EpisodeSampler
-from metalstm.errors import Interrupted, UserError
+from metalstm.errors import Interrupted, UserError, unknown
 from metalstm.evaluation import evaluate
 from metalstm.methods import METHODS, Method, RunConfig, Search, Tuning
 from metalstm.settings import TrainingSettings
 from metalstm.training import signals
 from metalstm.training.run_folder import Progress, RunFolder, last_line
 
+LEARNING_RATES = ("lr", "optimizer_lr")  # of TrainingSettings, which groups of parameters name
 LOG_EVERY = 50  # episodes between two lines of metrics.jsonl; the resume state is saved as often
 
 
@@ -58,6 +60,10 @@ def train(
         Interrupted: On Ctrl-C or SIGTERM, after saving.
     """
     _check_processes(config)
+    if config.training.episodes and not METHODS[config.method].meta_trained:
+        raise UserError(
+            f"--episodes {config.training.episodes}: {config.method} is not meta-trained: pass --episodes 0"
+        )
     folder = RunFolder(out, config)
     method = recipes.build(config).to(device)
     optimizer = _outer_optimizer(method, config.training)
@@ -76,13 +82,14 @@ def train(
         at = folder.restore(state, method, optimizer)
         console.print(f"{out}: going on after episode {at.episode:,}", soft_wrap=True)
     elif config.training.pretrain:
-        at.seconds = _start_from_pretraining(method, config, meta_sets, out, pretrained, device)
+        at.seconds = _start_from_pretraining(method, config, meta_sets, folder, pretrained, device)
     if config.training.episodes <= at.episode - config.training.meta_batch:
         raise UserError(f"{out} is {at.episode:,} episodes long already: pass at least as many --episodes")
+    is_done = _is_done(config.training, at)
     with distributed.all_fail_together():
         if distributed.rank() == 0:
-            folder.begin(at)
-    if not _is_done(config.training, at):
+            folder.begin(at, is_done)
+    if not is_done:
         _meta_train(config, meta_sets, folder, method, optimizer, val_sampler, at, device)
     _finish(config, folder, method, val_sampler, at, search)
 
@@ -168,8 +175,8 @@ def _finish(
     if not at.best_episode and not folder.best.exists():
         accuracy = _validate(method, val_sampler, config.training, at)
         if distributed.rank() == 0:
-            folder.save_best(method, at)
             folder.log({"episode": at.episode, "seconds": round(at.seconds, 3), "meta_val": accuracy})
+            folder.save_best(method, at)
     if distributed.rank() > 0 or "chosen" in (meta := checkpoint.load(folder.best)[1]):
         return
     best, _, _ = checkpoint.load_method(folder.best)
@@ -225,24 +232,44 @@ def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | 
 
 
 def _outer_optimizer(method: Method, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Adam on every trained parameter, each with the learning rate that the method names for it."""
+    """Adam on every trained parameter, each with the learning rate that the method names for it.
+
+    Raises:
+        UserError: The method's groups miss a parameter, or have it twice, or name an unknown learning rate.
+    """
+    named = method.parameter_groups()
     groups: list[dict[str, Any]] = [
-        {"params": parameters, "lr": (lr := getattr(settings, name)), "initial_lr": lr}
-        for name, parameters in method.parameter_groups().items()
+        {"params": parameters, "lr": (lr := _learning_rate(settings, name)), "initial_lr": lr}
+        for name, parameters in named.items()
     ]
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    trained = [id(parameter) for parameter in method.parameters() if parameter.requires_grad]
-    assert sorted(grouped) == sorted(trained), f"parameter_groups of {type(method).__name__} miss or repeat some"
+    times = Counter(id(parameter) for parameters in named.values() for parameter in parameters)
+    trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    if wrong := [name for name, parameter in trained.items() if times[id(parameter)] != 1]:
+        raise UserError(
+            f"parameter_groups of {type(method).__name__} must have each trained parameter once, but misses or repeats "
+            f"{', '.join(wrong)}"
+        )
     if not trained:
         groups = [{"params": [nn.Parameter(torch.zeros(0))], "lr": settings.lr, "initial_lr": settings.lr}]
     return torch.optim.Adam(groups)
+
+
+def _learning_rate(settings: TrainingSettings, name: str) -> float:
+    """The learning rate that a group of parameters names.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    if name not in LEARNING_RATES:
+        raise unknown("learning rate of parameter_groups", name, LEARNING_RATES)
+    return getattr(settings, name)
 
 
 def _start_from_pretraining(
     method: Method,
     config: RunConfig,
     meta_sets: MetaSets,
-    out: Path,
+    run: RunFolder,
     shared: Path | None,
     device: torch.device | str,
 ) -> float:
@@ -251,17 +278,19 @@ def _start_from_pretraining(
     Returns:
         The seconds of it that count as the run's own: none where runs share it.
     """
-    folder = shared or out / "pretrained"
+    folder = shared or run.path / "pretrained"
     last = folder / "last.safetensors"
-    run = recipes.pretraining(config)
-    if not _is_long_enough(last, run.training):
+    pretraining = recipes.pretraining(config)
+    if not _is_long_enough(last, pretraining.training):
         if distributed.world_size() > 1:
             raise UserError(
                 "pre-training runs in one process: start this command without torchrun until the pre-training is "
                 "done, then with torchrun and --resume; or pass --pretrain 0"
             )
-        console.print(f"{folder}: pre-training, {run.training.episodes:,} mini-batches at the most", soft_wrap=True)
-        train(run, meta_sets, folder, resume=True, device=device)
+        run.best.unlink(missing_ok=True)  # of a shorter pre-training
+        n = pretraining.training.episodes
+        console.print(f"{folder}: pre-training, {n:,} mini-batches at the most", soft_wrap=True)
+        train(pretraining, meta_sets, folder, resume=True, device=device)
     method.start_from(checkpoint.load_method(folder)[0].to(device).network())
     return 0.0 if shared else last_line(folder)["seconds"]
 

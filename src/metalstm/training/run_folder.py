@@ -57,18 +57,16 @@ class RunFolder:
         Raises:
             UserError: It holds a run and `resume` is not set, or another run, or a damaged one.
         """
-        if not self.configuration.exists() and not self.last.exists():
+        source = next((file for file in (self.configuration, self.last, self.best) if file.exists()), None)
+        if source is None:
             return
         if not resume:
             raise UserError(f"{self.path} already holds a run: pass --resume to go on with it, or another --out")
         try:
-            has_file = self.configuration.exists()
-            values = json.loads(self.configuration.read_text()) if has_file else checkpoint.load(self.last)[1]["config"]
-            old = recipes.from_dict(values)
+            is_text = source == self.configuration
+            old = recipes.from_dict(json.loads(source.read_text()) if is_text else checkpoint.load(source)[1]["config"])
         except (ValueError, KeyError, UserError) as error:
-            raise UserError(
-                f"{self.configuration} is damaged ({error}): restore it, or train anew with another --out"
-            ) from error
+            raise UserError(f"{source} is damaged ({error}): restore it, or train anew with another --out") from error
         if different := recipes.differences(old, self.config):
             raise UserError(f"{self.path} holds another run ({different}): use its settings, or another --out")
 
@@ -93,12 +91,20 @@ class RunFolder:
                 f"{self.last} is not a state of this run ({error}): train anew with another --out"
             ) from error
 
-    def begin(self, at: Progress) -> None:
-        """Write the configuration, and drop what a killed run left half-done."""
+    def begin(self, at: Progress, is_done: bool) -> None:
+        """Write the configuration, and drop what a killed run left half-done.
+
+        Args:
+            at: How far the run is.
+            is_done: Whether its training has ended. Otherwise choices that were made before are dropped.
+        """
         files.remove_temporary(self.path, *(file.name for file in (self.best, self.last, self.metrics)))
         files.remove_temporary(self.path, self.configuration.name)
         files.write(self.configuration, (json.dumps(recipes.to_dict(self.config), indent=1) + "\n").encode())
-        self._forget_metrics_after(at.episode)
+        has_best = self.best.exists()
+        self._forget_metrics_after(at.episode if has_best or at.episode else -1)
+        for path in [] if is_done and has_best else self.path.glob("tuned-*.json"):
+            path.unlink()
 
     def save_last(self, method: Method, optimizer: torch.optim.Optimizer, at: Progress) -> None:
         """Write the state to go on from."""
@@ -127,11 +133,18 @@ class RunFolder:
             raise files.cannot_write(self.metrics, len(text), error) from error
 
     def keep(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A part of the tuning: read if it is in the folder, otherwise computed and written."""
+        """A part of the tuning: read if it is in the folder, otherwise computed and written.
+
+        Raises:
+            UserError: The file is damaged.
+        """
         path = self.path / f"tuned-{name}.json"
         if not path.exists():
             files.write(path, (json.dumps(compute()) + "\n").encode())
-        return json.loads(path.read_text())
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}): remove it") from error
 
     def _meta(self, config: RunConfig, at: Progress, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         return {
