@@ -14,7 +14,7 @@ from metalstm.errors import UserError
 
 S = TypeVar("S")
 
-LARGEST = 1e9  # of every number; messages do not mention it
+LARGEST = 1e9  # of every number
 
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
@@ -58,11 +58,15 @@ class TrainingSettings:
     meta_batch: Count = 1
     """Episodes in an outer step."""
     lr: Positive = 1e-3
-    """Adam's learning rate."""
+    """Learning rate of the outer optimizer."""
     optimizer_lr: Positive = 1e-3
     """The same for the inner optimizer's own weights. With large inner steps, a fast-changing rule diverges."""
     lr_decay: bool = False
     """Let the learning rates fall to zero over `episodes` along half a cosine."""
+    outer: Literal["adam", "sgd"] = "adam"
+    """The outer optimizer: Adam, or gradient descent with Nesterov momentum 0.9."""
+    weight_decay: NotNegative = 0.0
+    """Factor of the weights that the outer optimizer adds to their gradient."""
     clip: Positive | None = 0.25
     """Largest norm of the meta-gradient, over all meta-parameters."""
     pretrain: Annotated[int, Meta(ge=0)] = 0
@@ -71,6 +75,15 @@ class TrainingSettings:
     """Add each meta-train class turned by 90, 180 and 270 degrees as new classes."""
     mirrors: bool = False
     """Add each meta-train image's mirror image to its class."""
+    crop: Annotated[int, Meta(ge=0, le=64)] = 0
+    """Train on random crops: shift each image by up to this many pixels and fill the border with zeros."""
+    jitter: Share = 0.0
+    """Train on images whose brightness, contrast and saturation change at random by up to this share."""
+    affine: Share = 0.0
+    """Train on images that are turned, scaled, sheared and shifted at random: 0.1 turns by up to 18 degrees, scales and
+    shears by up to 10 %, and shifts by up to 5 % of the side."""
+    elastic: NotNegative = 0.0
+    """Train on images that are bent at random by up to about this many pixels."""
     val_every: Count = 1000
     """Episodes between two validations."""
     val_episodes: Annotated[int, Meta(ge=2)] = 100
@@ -177,8 +190,7 @@ def _allowed(hint: Any, with_type: bool = True) -> str:
         return " or ".join("None" if arg is type(None) else _allowed(arg, with_type) for arg in args)
     if origin is Annotated:
         bounds = {key: getattr(args[1], key) for key in _BOUNDS if getattr(args[1], key) is not None}
-        words = [f"{_BOUNDS[key]} {value:g}" for key, value in bounds.items() if abs(value) < LARGEST]
-        bounded = " and ".join(words) or f"between {-LARGEST:g} and {LARGEST:g}"
+        bounded = " and ".join(f"{_BOUNDS[key]} {value:g}" for key, value in bounds.items())
         return f"{_allowed(args[0])}, {bounded}" if with_type else bounded
     if origin is tuple:
         number = "a list of values" if args[-1] is Ellipsis else f"{len(args)} values"

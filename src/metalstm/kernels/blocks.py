@@ -188,9 +188,7 @@ def _double_backward(
         if v_x is not None:
             v_z += _convolve(v_x, weight, None)
         v_xs.append(v_x)
-        v_y, g_z, v_pairs[k] = block_double_backward(
-            block, d_y, d_pairs[k], v_z, v_gamma, v_beta, g_parts[k][2], given
-        )
+        v_y, g_z, v_pairs[k] = block_double_backward(block, d_y, d_pairs[k], v_z, v_gamma, v_beta, g_parts[k][2], given)
         g_zs.append(g_z)
         v_x = v_y
     assert v_x is not None

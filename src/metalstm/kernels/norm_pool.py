@@ -53,9 +53,7 @@ def block_forward(
     n, channels, height, width = z.shape
     y = z.new_empty(n, height // 2, width // 2, channels).permute(0, 3, 1, 2)
     mean, var = moments.unbind()
-    block = Block(
-        z, gamma, mean, torch.empty_like(gamma), torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
-    )
+    block = Block(z, gamma, mean, torch.empty_like(gamma), torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8))
     kernel("block_forward")(**_sizes(z), **block._asdict(), given=given, eps=eps, beta=beta, var=var, y=y)
     return y, block
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from math import prod, sqrt
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,8 @@ class Conv4(Learner):
         """Share of the numbers behind each block that meta-training sets to 0."""
         unit_features: bool = False
         """Let the head see features of one length, so that a head that starts at 0 compares by the cosine."""
+        pooling: Literal["max", "average"] = "max"
+        """After the last block: 2x2 maxima, as in the paper, or the mean of each filter over the image."""
         mirror: bool = False
         """Once trained, the head sees the mean of the features of an image and of its mirror image: twice the work."""
 
@@ -63,7 +65,9 @@ class Conv4(Learner):
         filters = settings.filters
         self.image_shape, self.settings, self.filters = (channels, height, width), settings, filters
         self.bf16 = settings.precision == "bf16"
-        self.n_features = filters * (height >> self.n_blocks) * (width >> self.n_blocks)
+        self.n_pooled = self.n_blocks - (settings.pooling == "average")  # blocks with a 2x2 max-pool
+        places = 1 if settings.pooling == "average" else (height >> self.n_blocks) * (width >> self.n_blocks)
+        self.n_features = filters * places
         self.n_moments = 2 * filters * self.n_blocks
         self.shapes = {}
         for block in range(1, self.n_blocks + 1):
@@ -85,8 +89,8 @@ class Conv4(Learner):
 
     @classmethod
     def tag(cls, settings: Settings) -> str:
-        """The number of filters: `64f`."""
-        return f"{settings.filters}f"
+        """The number of filters and the pooling: `64f`, `64f-average`."""
+        return f"{settings.filters}f" + ("" if settings.pooling == "max" else f"-{settings.pooling}")
 
     def layer_of(self, name: str) -> str:
         """A convolution and the normalization behind it are one layer."""
@@ -152,21 +156,36 @@ class Conv4(Learner):
 
     def _embed(self, train: bool, theta: Tensor, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
         dtype = torch.bfloat16 if self.bf16 else theta.dtype
-        shape = blocks.Shape(self.n_blocks, self.image_shape[0], self.filters, self.settings.conv_bias, self.eps, dtype)
         body, others = theta[: self.n_body], [x.to(theta.dtype), *([] if moments is None else [moments])]
         dropout = self.settings.dropout if train else 0.0
-        if not dropout and not x.requires_grad and kernels.can_block(theta, others, dtype, self.filters):
-            x, moments = blocks.features(shape, body, x, moments)
-            return x.flatten(1).to(theta.dtype), moments
         pairs = [None] * self.n_blocks if moments is None else moments.view(self.n_blocks, 2, self.filters).unbind()
         used = []
-        x = x.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last
-        for (weight, bias, gamma, beta), given in zip(shape.parts(body), pairs, strict=True):
+        if not dropout and not x.requires_grad and kernels.can_block(theta, others, dtype, self.filters):
+            start = self.n_pooled
+            shape, n_moments = self._shape(start, dtype), 2 * self.filters * start
+            n_body = self.n_body if start == self.n_blocks else sum(map(prod, self._shapes_of(start)))
+            given = None if moments is None else moments[:n_moments]
+            x, first = blocks.features(shape, body[:n_body], x, given)
+            used = [first]
+        else:
+            start = 0
+            x = x.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last
+        parts = self._shape(self.n_blocks, dtype).parts(body)[start:] if start < self.n_blocks else []
+        for block, (weight, bias, gamma, beta) in enumerate(parts, start):
             x = F.conv2d(x, weight.to(dtype), None if bias is None else bias.to(dtype), padding=1)
-            x, mean, var = _block(x, gamma, beta, self.eps, given)
+            x, mean, var = _block(x, gamma, beta, self.eps, pairs[block], block < self.n_pooled)
             x = F.dropout(x, dropout) if dropout else x
             used += [mean, var]
-        return x.flatten(1).to(theta.dtype), torch.cat(used)
+        if self.settings.pooling == "average":
+            x = x.to(theta.dtype).mean((2, 3))
+        return x.flatten(1).to(theta.dtype), torch.cat(used) if len(used) > 1 else used[0]
+
+    def _shape(self, n_blocks: int, dtype: torch.dtype) -> blocks.Shape:
+        return blocks.Shape(n_blocks, self.image_shape[0], self.filters, self.settings.conv_bias, self.eps, dtype)
+
+    def _shapes_of(self, n_blocks: int) -> list[tuple[int, ...]]:
+        """The shapes of the parameters of the first blocks."""
+        return list(self.shapes.values())[: len(self.shapes) // self.n_blocks * n_blocks]
 
 
 @cache  # so that on a GPU no inner step waits for it
@@ -176,7 +195,9 @@ def _unbiasing(numbers: tuple[int, ...], filters: int, dtype: torch.dtype, devic
     return torch.tensor(factors, dtype=dtype, device=device).repeat_interleave(filters)
 
 
-def _block(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: Tensor | None) -> tuple[Any, Any, Any]:
+def _block(
+    x: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: Tensor | None, pool: bool
+) -> tuple[Any, Any, Any]:
     """Batch normalization by given moments or those of `x`, 2x2 max-pool, ReLU; the arithmetic is gamma's."""
     dtype, x = x.dtype, x.to(gamma.dtype)
     if moments is None:
@@ -185,4 +206,4 @@ def _block(x: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: Tensor |
         mean, var = moments.unbind()
     scale = gamma * (var + eps).rsqrt()
     x = x * scale.view(-1, 1, 1) + (beta - mean * scale).view(-1, 1, 1)
-    return F.relu(F.max_pool2d(x, 2)).to(dtype), mean, var
+    return F.relu(F.max_pool2d(x, 2) if pool else x).to(dtype), mean, var

@@ -16,7 +16,7 @@ from metalstm.methods.base import Adapted, Recipe, Row, RunConfig, score
 from metalstm.methods.features import OnFeatures
 from metalstm.methods.pixels import best_of_class
 from metalstm.optimizers import InnerOptimizer
-from metalstm.settings import TrainingSettings, Traits
+from metalstm.settings import Share, TrainingSettings, Traits
 
 
 class Pretrained(OnFeatures):
@@ -41,6 +41,8 @@ class Pretrained(OnFeatures):
 
         batch_size: Annotated[int, Meta(ge=1)] = 64
         """Images in a mini-batch."""
+        smoothing: Share = 0.0
+        """Label smoothing: the share of each target that is spread over all classes."""
 
     label = "Nearest neighbor"
 
@@ -90,7 +92,10 @@ class Pretrained(OnFeatures):
         x = self.learner.fixed(batch.x, train=True)
         logits, moments = self.learner(torch.cat([self.body, self.head]), x, train=True)
         self.average(moments, len(batch.y))
-        return score(logits, batch.y)
+        loss, accuracy = score(logits, batch.y)
+        if self.settings.smoothing:
+            loss = F.cross_entropy(logits, batch.y, label_smoothing=self.settings.smoothing)
+        return loss, accuracy
 
     def fit(self, features: Float[Tensor, "*tasks n_support n_features"], support: Support) -> Adapted:
         """Keep the features."""

@@ -12,6 +12,7 @@ from rich.progress import TextColumn
 from torch import nn
 
 from metalstm import checkpoint, distributed, recipes
+from metalstm.augmentation import augmented
 from metalstm.console import console, progress
 from metalstm.data import ImagesByClass, MetaSets
 from metalstm.episodes import EpisodeSampler
@@ -121,9 +122,11 @@ def _meta_train(
                 decay = _cosine(numbers.start / settings.episodes) if settings.lr_decay else 1
                 group["lr"] = group["initial_lr"] * decay
             mine = distributed.share(numbers)
-            torch.manual_seed(numbers.start + distributed.rank())  # of dropout, so that a resumed run has the same
+            torch.manual_seed(
+                numbers.start + distributed.rank()
+            )  # of dropout and augmentation, which a resumed run repeats
             weight = len(mine) / len(numbers)
-            loss, accuracy = model(sampler.batch(mine))
+            loss, accuracy = model(augmented(sampler.batch(mine), settings))
             # The gradient is the mean over the processes.
             norm = outer_step(loss * (weight * distributed.world_size()), method, optimizer, settings.clip)
             losses.append(loss.detach() * weight)
@@ -232,7 +235,7 @@ def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | 
 
 
 def _outer_optimizer(method: Method, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Adam on every trained parameter, each with the learning rate that the method names for it.
+    """The outer optimizer, of every trained parameter, each with the learning rate that the method names for it.
 
     Raises:
         UserError: The method's groups miss a parameter, or have it twice, or name an unknown learning rate.
@@ -251,7 +254,9 @@ def _outer_optimizer(method: Method, settings: TrainingSettings) -> torch.optim.
         )
     if not trained:
         groups = [{"params": [nn.Parameter(torch.zeros(0))], "lr": settings.lr, "initial_lr": settings.lr}]
-    return torch.optim.Adam(groups)
+    if settings.outer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, nesterov=True, weight_decay=settings.weight_decay)
+    return torch.optim.Adam(groups, weight_decay=settings.weight_decay)
 
 
 def _learning_rate(settings: TrainingSettings, name: str) -> float:
