@@ -7,15 +7,14 @@ import torch
 from metalstm import data, demo, recipes
 from metalstm.console import console
 from metalstm.episodes import EpisodeSampler
-from metalstm.methods.gradient import GradientMethod
-from metalstm.training import run_config
+from metalstm.methods import GradientMethod
 
 
 def untrained():
     """A Meta-LSTM of the demo's recipe, not trained."""
     glyphs = data.load("glyphs")
     recipe = recipes.named("meta-lstm", "best", glyphs.traits, demo.N_SHOT)
-    config = run_config(glyphs, "meta-lstm", "best", recipe, demo.N_WAY, demo.N_SHOT)
+    config = recipes.run_config(glyphs, recipe, "meta-lstm", "best", demo.N_WAY, demo.N_SHOT)
     return glyphs, cast(GradientMethod, recipes.build(config)).eval()
 
 

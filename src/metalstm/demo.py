@@ -11,10 +11,10 @@ from metalstm import checkpoint, data, recipes, report
 from metalstm.console import console
 from metalstm.episodes import EpisodeSampler
 from metalstm.evaluation import Accuracy, evaluate
-from metalstm.methods.gradient import GradientMethod
+from metalstm.methods import GradientMethod
 from metalstm.methods.pixels import PixelNearestNeighbor
 from metalstm.optimizers import SGD
-from metalstm.training import run_config, train
+from metalstm.training import train
 
 N_WAY, N_SHOT = 5, 5
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
@@ -34,7 +34,7 @@ def demo(out: Path, episodes: int, seed: int, device: str) -> None:
     recipe = recipes.named("meta-lstm", "best", meta_sets.traits, N_SHOT)
     training = replace(recipe.training, episodes=episodes, val_every=100, val_episodes=30)
     recipe = replace(recipe, training=training)
-    config = run_config(meta_sets, "meta-lstm", "best", recipe, N_WAY, N_SHOT, seed=seed)
+    config = recipes.run_config(meta_sets, recipe, "meta-lstm", "best", N_WAY, N_SHOT, seed=seed)
     console.print(
         f"Meta-training the Meta-LSTM: {episodes} episodes of {N_WAY} characters, {N_SHOT} drawings each",
         soft_wrap=True,
@@ -76,7 +76,7 @@ def best_descent(method: GradientMethod, val_sampler: EpisodeSampler) -> tuple[f
     """
     tuned: dict[float, tuple[Accuracy, GradientMethod]] = {}
     for rate in RATES:
-        rival = method.with_inner_loop(optimizer=SGD(SGD.Settings(rate=rate)))
+        rival = method.with_inner_loop(optimizer=SGD(rate))
         accuracy = evaluate(rival, val_sampler, TUNING_EPISODES, f"gradient descent, rate {rate:g}")
         tuned[rate] = accuracy, rival
     rate = max(tuned, key=lambda rate: tuned[rate][0].mean)

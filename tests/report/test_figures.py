@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from metalstm import report
-from metalstm.methods import Method
-from report.examples import N_WAY, episode, pixels, write_metrics
+from metalstm.methods.pixels import PixelNearestNeighbor
+from report.examples import episode, pixels, write_metrics
 
 
 @pytest.mark.parametrize("n", [1, 2, 100])
@@ -31,31 +31,17 @@ def test_meta_val_curves_show_runs_side_by_side(tmp_path):
     assert pixels(figure).std() > 5
 
 
-class Gateless(Method):
-    """A stand-in for a method."""
-
-    def adapt(self, support):
-        return {}
-
-    def logits(self, adapted, query_x):
-        return torch.zeros(*query_x.shape[:-3], N_WAY)
-
-    def gates(self, support) -> dict[str, torch.Tensor] | None:
-        return None
+def gates(support) -> dict[str, torch.Tensor]:
+    """Known values for each task, layer and step."""
+    assert support.y.ndim == 1  # a task at a time
+    mean, steps = support.x.mean(), torch.arange(4.0)
+    return {"conv1": torch.stack([mean + steps, mean - steps]), "head": torch.stack([steps, -steps])}
 
 
-class Gated(Gateless):
-    """Its gates are known for each task, layer and step."""
-
-    def gates(self, support):
-        assert support.y.ndim == 1  # a task at a time
-        mean, steps = support.x.mean(), torch.arange(4.0)
-        return {"conv1": torch.stack([mean + steps, mean - steps]), "head": torch.stack([steps, -steps])}
-
-
-def test_gates_show_each_layer_over_the_steps():
-    tasks = episode(3)
-    figure = report.gates(Gated(), tasks)
+def test_gates_show_each_layer_over_the_steps(monkeypatch):
+    method, tasks = PixelNearestNeighbor(), episode(3)
+    monkeypatch.setattr(method, "gates", gates)
+    figure = report.gates(method, tasks)
     assert figure is not None
     top, bottom = figure.axes[:2], figure.axes[2:]
     assert [axes.get_title() for axes in top] == ["conv1", "head"]
@@ -70,7 +56,7 @@ def test_gates_show_each_layer_over_the_steps():
 
 
 def test_a_method_without_gates_has_no_figure_of_them():
-    assert report.gates(Gateless(), episode(3)) is None
+    assert report.gates(PixelNearestNeighbor(), episode(3)) is None
 
 
 @pytest.mark.parametrize(("drawing", "channels"), [(True, 1), (False, 1), (False, 3)])
