@@ -6,8 +6,19 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from metalstm.data import load
 from metalstm.errors import UserError
-from metalstm.images import Preprocessing, are_drawings, find, is_drawing, open_image
+from metalstm.images import (
+    LOOK_AT,
+    Preprocessing,
+    are_drawings,
+    dark_paper,
+    find,
+    is_drawing,
+    open_image,
+    read_image,
+    show_drawings,
+)
 
 PHOTO = Preprocessing(16, 3, drawing=False)
 DRAWING = Preprocessing(16, 1, drawing=True)
@@ -25,7 +36,7 @@ def letter(ink: str | int = "black", paper: str | int = "white", size=(60, 60), 
     return image
 
 
-# Files of every kind.
+# Files of every kind
 
 
 def test_exif_turns_an_image_upright(tmp_path):
@@ -37,7 +48,7 @@ def test_exif_turns_an_image_upright(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK"])
-def test_colours_of_every_mode(tmp_path, mode):
+def test_colors_of_every_mode(tmp_path, mode):
     image = Image.fromarray(LEFT_RED)
     image = image.quantize() if mode == "P" else image.convert(mode)
     path = write(tmp_path / f"image.{'tif' if mode == 'CMYK' else 'png'}", image)
@@ -45,21 +56,21 @@ def test_colours_of_every_mode(tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16", "I", "F"])
-def test_greys_of_every_mode(tmp_path, mode):
-    grey = np.repeat(np.array([[255] * 8 + [0] * 8], np.uint8), 16, axis=0)
-    wide = grey.astype(np.int32)
+def test_grays_of_every_mode(tmp_path, mode):
+    gray = np.repeat(np.array([[255] * 8 + [0] * 8], np.uint8), 16, axis=0)
+    wide = gray.astype(np.int32)
     values = {"I;16": (wide * 257).astype(np.uint16), "I": wide * 1000, "F": (wide / 255).astype(np.float32)}
-    image = Image.fromarray(values[mode]) if mode in values else Image.fromarray(grey).convert(mode)
+    image = Image.fromarray(values[mode]) if mode in values else Image.fromarray(gray).convert(mode)
     assert image.mode == mode
     path = write(tmp_path / f"image.{'tif' if mode in values else 'png'}", image)
-    assert (PHOTO(path) == grey[..., None]).all()
+    assert (PHOTO(path) == gray[..., None]).all()
 
 
-def test_transparency_is_white_and_of_an_animation_the_first_frame_counts(tmp_path):
+def test_transparency_is_white_and_the_first_frame_of_an_animation_counts(tmp_path):
     assert (PHOTO(write(tmp_path / "a.png", Image.new("RGBA", (9, 9), (0, 0, 0, 0)))) == 255).all()
     palette = Image.new("P", (9, 9), 0)
     assert (PHOTO(write(tmp_path / "b.gif", palette, transparency=0)) == 255).all()
-    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "lime")]
+    frames = [Image.new("RGB", (9, 9), color) for color in ("red", "lime")]
     path = write(tmp_path / "c.gif", frames[0], save_all=True, append_images=frames[1:])
     assert (PHOTO(path) == [255, 0, 0]).all()
 
@@ -78,12 +89,12 @@ def png(image: Image.Image) -> bytes:
         (
             "x.png",
             png(Image.fromarray(LEFT_RED).resize((200, 200)))[:100],
-            "image file is truncated): mend or remove it",
+            "image file is truncated): repair or remove it",
         ),
         (None, b"", "No such file or directory): check its name and permissions"),
     ],
 )
-def test_files_that_are_no_image_are_told_by_name(tmp_path, name, content, message):
+def test_messages_name_files_that_are_not_images(tmp_path, name, content, message):
     path = tmp_path / (name or "nowhere.png")
     if name:
         path.write_bytes(content)
@@ -92,18 +103,27 @@ def test_files_that_are_no_image_are_told_by_name(tmp_path, name, content, messa
     assert str(error.value) == f"cannot read {path} as an image ({message}"
 
 
-# Images that are no files.
+def test_unusual_modes_of_files(tmp_path):
+    Image.fromarray(np.full((4, 4), 0x8000, np.uint16)).save(tmp_path / "16bit.png")
+    assert read_image(tmp_path / "16bit.png", 2).tolist() == [[[128] * 3] * 2] * 2
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
+    assert read_image(tmp_path / "transparent.png", 2, channels=1).tolist() == [[[255]] * 2] * 2
+    Image.new("1", (4, 4), 1).save(tmp_path / "1bit.png")
+    assert read_image(tmp_path / "1bit.png", 2).tolist() == [[[255] * 3] * 2] * 2
 
 
-def test_arrays_and_tensors_are_what_their_files_are(tmp_path):
+# Images that are not files
+
+
+def test_arrays_and_tensors_give_the_pixels_of_their_files(tmp_path):
     expected = PHOTO(write(tmp_path / "image.png", Image.fromarray(LEFT_RED)))
     floats = LEFT_RED / 255
     tensor = torch.from_numpy(LEFT_RED).movedim(-1, 0)
     for source in (LEFT_RED, floats, tensor, tensor / 255, Image.fromarray(LEFT_RED), str(tmp_path / "image.png")):
         assert (PHOTO(source) == expected).all()
-    grey = LEFT_RED[..., 0]
-    for source in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[None], grey > 100):
-        assert np.asarray(open_image(source, 16)).astype(bool).tolist() == (grey > 100).tolist()
+    gray = LEFT_RED[..., 0]
+    for source in (gray, gray[..., None], torch.from_numpy(gray), torch.from_numpy(gray)[None], gray > 100):
+        assert np.asarray(open_image(source, 16)).astype(bool).tolist() == (gray > 100).tolist()
     clear = np.concatenate([LEFT_RED, np.zeros_like(LEFT_RED[..., :1])], -1)
     assert (PHOTO(clear) == 255).all(), "the fourth channel is how opaque it is"
 
@@ -125,16 +145,16 @@ def test_arrays_and_tensors_are_what_their_files_are(tmp_path):
         (np.zeros((4, 4), np.int64), "image 7 is of type int64: give uint8, or floats in 0..1"),
     ],
 )
-def test_arrays_that_are_no_image_are_told_by_number(source, message):
+def test_messages_number_arrays_that_are_not_images(source, message):
     with pytest.raises(UserError) as error:
         PHOTO(source, "image 7")
     assert str(error.value) == message
 
 
-# Drawings.
+# Drawings
 
 
-def test_drawings_are_told_from_photos():
+def test_drawings_differ_from_photos():
     noise = np.random.RandomState(0).randint(0, 256, (40, 40, 3)).astype(np.uint8)
     gradient = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (40, 1))
     for drawing in (letter(), letter("white", "black"), letter("#333", "#bbb"), letter(0, 1, mode="1")):
@@ -145,7 +165,7 @@ def test_drawings_are_told_from_photos():
     assert not are_drawings([letter(), letter("red")])
 
 
-def test_contrast_is_stretched_and_nothing_of_a_drawing_cut_off():
+def test_contrast_is_stretched_and_no_part_of_a_drawing_is_cut_off():
     faint = letter("#777777", "#aaaaaa")
     assert (DRAWING(faint) == DRAWING(letter())).all()
     wide = letter(size=(180, 60))
@@ -155,13 +175,39 @@ def test_contrast_is_stretched_and_nothing_of_a_drawing_cut_off():
     assert pixels[5:-5, :5].min() < 200, "the letter is still there"
 
 
+def test_a_sample_decides_whether_many_images_are_drawings(tmp_path):
+    photo = np.random.RandomState(0).randint(0, 256, (40, 40, 3)).astype(np.uint8)
+    path = write(tmp_path / "letter.png", letter())
+    assert show_drawings([path, letter(), photo])
+    assert not show_drawings([letter(), photo])
+    seen = []
+
+    class Sources(list):
+        def __getitem__(self, k):
+            seen.append(int(k))
+            return super().__getitem__(k)
+
+    show_drawings(Sources([letter()] * 1000))
+    assert len(seen) == LOOK_AT
+    assert (seen[0], seen[-1]) == (0, 999)
+    assert show_drawings([letter(), tmp_path / "missing.png"]), "what cannot be read does not count"
+    assert not show_drawings([tmp_path / "missing.png"])
+
+
+def test_dark_paper():
+    light, dark = (
+        Preprocessing(16, 1, drawing=True)(letter(*pair)) for pair in (("black", "white"), ("white", "black"))
+    )
+    assert (dark_paper(light) == 255 - light).all()
+    assert (dark_paper(dark) == dark).all()
+    assert (dark_paper(light) == dark).all()
+
+
 @pytest.mark.data
-def test_a_drawing_in_a_file_is_what_the_data_set_makes_of_it(data_root, tmp_path):
+def test_a_drawing_in_a_file_gives_the_pixels_of_the_data_set(data_root, tmp_path):
     import zipfile
 
-    from metalstm import datasets
-
-    images = datasets.load("omniglot", data_root).splits["meta-test"]
+    images = load("omniglot", data_root).splits["meta-test"]
     with zipfile.ZipFile(data_root / "omniglot" / "images_evaluation.zip") as archive:
         for k in (0, 100, 600):
             folder = f"images_evaluation/{images.classes[k]}/"
@@ -171,7 +217,7 @@ def test_a_drawing_in_a_file_is_what_the_data_set_makes_of_it(data_root, tmp_pat
             assert (255 - Preprocessing(28, 1, drawing=True)(path) == images.images[images.spans[k, 0]]).all()
 
 
-# Names of files.
+# Names of files
 
 
 def test_find_takes_files_folders_and_lines(tmp_path):

@@ -1,5 +1,6 @@
 """From the images that people have, files of any kind or arrays, to the pixels that a learner takes."""
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,14 +164,16 @@ def are_drawings(images: Sequence["Image.Image"]) -> bool:
 def show_drawings(sources: Sequence[Any]) -> bool:
     """Whether most of many images are drawings. A sample decides, which is always the same for the same images.
 
+    Images that cannot be read do not count: the error comes up when all images are read.
+
     Args:
         sources: Images as `open_image` takes them.
-
-    Raises:
-        UserError: An image of the sample cannot be read.
     """
-    sample = np.linspace(0, len(sources) - 1, min(LOOK_AT, len(sources))).astype(int)
-    return are_drawings([open_image(sources[k], 2 * JUDGED, f"image {k + 1}") for k in sample])
+    images = []
+    for k in np.linspace(0, len(sources) - 1, min(LOOK_AT, len(sources))).astype(int):
+        with contextlib.suppress(UserError):
+            images.append(open_image(sources[k], 2 * JUDGED))
+    return are_drawings(images)
 
 
 def dark_paper(pixels: np.ndarray) -> np.ndarray:

@@ -7,12 +7,12 @@ import numpy as np
 import PIL
 import pytest
 
-from metalstm import glyphs
+from metalstm.data import glyph_drawings
 
 
 @pytest.fixture(scope="module")
 def rendered():
-    return glyphs.render()
+    return glyph_drawings.render()
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def test_shapes_and_names(rendered):
 
 
 def test_key_names_what_the_pixels_depend_on():
-    assert str(glyphs.VERSION) in glyphs.KEY
-    assert PIL.__version__ in glyphs.KEY
+    assert str(glyph_drawings.VERSION) in glyph_drawings.KEY
+    assert PIL.__version__ in glyph_drawings.KEY
 
 
 def test_splits_share_no_class_and_no_script_and_leave_none_out(rendered):
@@ -57,7 +57,7 @@ def test_splits_are_large_enough(rendered):
 
 def test_every_process_draws_the_same_pixels(rendered):
     code = (
-        "import hashlib; from metalstm import glyphs; images, names, splits = glyphs.render();"
+        "import hashlib; from metalstm.data import glyph_drawings; images, names, splits = glyph_drawings.render();"
         "print(hashlib.sha256(images.tobytes() + repr((names, splits)).encode()).hexdigest())"
     )
     # Neither the order of sets nor the number of threads may matter.
@@ -82,7 +82,7 @@ def test_no_drawing_is_cut_off(drawings):
 
 
 def test_no_two_classes_look_the_same(rendered):
-    classes = glyphs._distinct()
+    classes = glyph_drawings._distinct()
     assert tuple(sorted(classes)) == rendered[1]
     clean = np.stack([in_fonts[0] for in_fonts in classes.values()])[:, ::4, ::4].reshape(len(classes), -1)
     clean = clean / np.linalg.norm(clean.astype(np.float32), axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""mini-ImageNet in small: files of the same forms, made here, as the images themselves may not be passed on."""
+"""A small mini-ImageNet in files of the same forms. The real images may not be passed on."""
 
 import io
 import json
@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from helpers import Commands, flags
-from metalstm import cli, datasets, mini_imagenet
-from metalstm.datasets import SPLITS, check, describe, fetch, load
+from metalstm import cli
+from metalstm.data import DATASETS, SPLITS, check, describe, fetch, load, mini_imagenet
 from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError
 
 HOW = "as docs/mini-imagenet.md says"
-ROOT = Path(__file__).parents[1]
-N_IMAGES = 4  # of a class
-# As the authors' are: a WordNet id and a number of eight digits. The classes come in no order.
+ROOT = Path(__file__).parents[2]
+N_IMAGES = 4  # per class
+# Named as by the authors: a WordNet id and a number of eight digits. The classes are in no order.
 CLASSES = {
     "meta-train": ("n01558993", "n01532829", "n01704323"),
     "meta-val": ("n02091244", "n01855672"),
@@ -30,15 +30,8 @@ CLASSES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    path = tmp_path / "cache"
-    monkeypatch.setenv("METALSTM_CACHE", str(path))
-    return path
-
-
 def pictures(split: str) -> list[tuple[str, str, Image.Image]]:
-    """File name, class and picture, by file name; of no two sizes alike, wide and high, and none of 84x84."""
+    """File name, class and picture, ordered by file name. Sizes differ, and none is 84x84."""
     found = []
     for label in sorted(CLASSES[split]):
         random = np.random.RandomState(int(label[1:]))
@@ -93,7 +86,7 @@ def make_parquet(root: Path, kind: str = "jpeg", names: bool = True, shuffle: bo
 MAKE = {"images": make_images, "parquet": make_parquet}
 
 
-# What is loaded.
+# Loading
 
 
 @pytest.mark.parametrize("source", MAKE)
@@ -111,7 +104,7 @@ def test_classes_are_by_name_and_images_by_file_name(tmp_path, capsys, source):
                 # The whole picture, squeezed into the square.
                 expected = np.asarray(decoded.resize((84, 84), Image.Resampling.LANCZOS))
             np.testing.assert_array_equal(image, expected)
-    # What it was read from is said, and kept with all that is made from it.
+    # A message and the licence name what it was read from.
     assert capsys.readouterr().err == f"mini-imagenet is read from {source} in {folder}\n"
     assert sets.licence == f"ImageNet's terms: non-commercial research and education only (read from {source})"
 
@@ -146,7 +139,7 @@ def test_parquet_without_file_names_has_numbers_for_classes(tmp_path):
         np.testing.assert_array_equal(image, np.asarray(picture.resize((84, 84), Image.Resampling.LANCZOS)))
 
 
-def test_images_go_before_parquet(tmp_path):
+def test_images_come_before_parquet(tmp_path):
     make_parquet(tmp_path)
     assert load("mini-imagenet", tmp_path).licence.endswith("(read from parquet)")
     make_images(tmp_path)
@@ -154,7 +147,7 @@ def test_images_go_before_parquet(tmp_path):
 
 
 @pytest.mark.parametrize("source", MAKE)
-def test_what_was_decoded_is_kept_by_its_content(tmp_path, cache, source):
+def test_the_cache_is_keyed_by_content(tmp_path, cache, source):
     folder = MAKE[source](tmp_path / "1")
     sets = load("mini-imagenet", tmp_path / "1")
     kept = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
@@ -178,7 +171,7 @@ def test_white_space_and_folders_in_a_list(tmp_path):
     assert load("mini-imagenet", tmp_path).digest == digest
 
 
-# What is wrong: one line each.
+# Errors: one line each
 
 
 def refusal(root: Path) -> str:
@@ -210,17 +203,18 @@ def replace_in(name: str, old: str, new: str) -> Callable[[Path], object]:
         ),
         (
             replace_in("train.csv", "filename,label", "n1,n2"),
-            "{d}/train.csv has the line 'n1,n2', but needs 'filename,label' there: mend it, or take the authors' list",
+            "{d}/train.csv has the line 'n1,n2', but needs 'filename,label' there: correct it, or take the "
+            "authors' list",
         ),
         (
             replace_in("train.csv", "n0153282900000005.jpg,", "n0153282900000005.jpg"),
             "{d}/train.csv has the line 'n0153282900000005.jpgn01532829', but needs a file name, a comma and a class "
-            "there: mend it, or take the authors' list",
+            "there: correct it, or take the authors' list",
         ),
         (
             replace_in("test.csv", "n0209960100000005.jpg,n02099601", "n0209960100000005.jpg,"),
             "{d}/test.csv has the line 'n0209960100000005.jpg,', but needs a file name, a comma and a class there: "
-            "mend it, or take the authors' list",
+            "correct it, or take the authors' list",
         ),
         (
             lambda d: (d / "test.csv").write_text("filename,label\n"),
@@ -314,18 +308,18 @@ def test_without_pyarrow(tmp_path):
     words = ["data", "check", "mini-imagenet", "--data-root"]
     refusals = [commands.refusal(*words, tmp_path / source) for source in ("parquet", "images")]
     commands.close()
-    assert refusals[0] == "parquet files need pyarrow, which is not here: pip install 'metalstm[parquet]'"
+    assert refusals[0] == "parquet files need pyarrow, which is not installed: pip install 'metalstm[parquet]'"
     assert refusals[1].startswith("meta-train has 3 classes of 4 to 4 images, but")  # read without it
 
 
-# Fetch, check, list.
+# Fetch, check, list
 
 
-def test_fetch_tells_how_to_get_it(tmp_path):
+def test_fetch_says_how_to_get_it(tmp_path):
     with pytest.raises(UserError) as error:
         fetch("mini-imagenet", tmp_path)
     assert str(error.value) == (
-        "mini-imagenet has no download, as ImageNet's terms are between ImageNet and you: get the images, "
+        "mini-imagenet has no download, because ImageNet's terms are between ImageNet and you: get the images, "
         f"{HOW}, and put them into {tmp_path}/mini_imagenet"
     )
 
@@ -338,7 +332,7 @@ def test_check_counts(tmp_path, monkeypatch, capsys, source):
     assert str(error.value) == (
         f"meta-train has 3 classes of 4 to 4 images, but mini-ImageNet's has 64 of 600: get the rest, {HOW}"
     )
-    monkeypatch.setattr(mini_imagenet, "CLASSES", {split: len(labels) for split, labels in CLASSES.items()})
+    monkeypatch.setattr(DATASETS["mini-imagenet"], "n_classes", tuple(len(labels) for labels in CLASSES.values()))
     monkeypatch.setattr(mini_imagenet, "N_IMAGES", N_IMAGES)
     lists = [(folder / name, "unknown checksum") for name in mini_imagenet.LISTS.values()]
     assert check("mini-imagenet", tmp_path) == (lists if source == "images" else [])
@@ -365,15 +359,16 @@ def test_the_authors_lists(data_root):
     folder = data_root / "mini_imagenet"
     if not folder.is_dir():
         pytest.skip(f"the lists are not in {folder}")
-    for archive, split in zip(datasets._archives("mini-imagenet"), SPLITS, strict=True):
-        assert datasets._state(archive, data_root / archive.path) == "original"
-        rows = mini_imagenet._read_list(data_root / archive.path)
-        assert len({label for label, _ in rows}) == mini_imagenet.CLASSES[split]
-        assert len(set(rows)) == mini_imagenet.CLASSES[split] * mini_imagenet.N_IMAGES
+    dataset = DATASETS["mini-imagenet"]
+    for file, n_classes in zip(dataset.files, dataset.n_classes, strict=True):
+        assert file.state(data_root) == "original"
+        rows = mini_imagenet._read_list(data_root / file.path)
+        assert len({label for label, _ in rows}) == n_classes
+        assert len(set(rows)) == n_classes * mini_imagenet.N_IMAGES
         assert all(re.fullmatch(rf"{label}\d{{8}}\.jpg", name) for label, name in rows)
 
 
-# All of it, as a user does.
+# All of it, as a user does it
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +407,7 @@ def test_train_and_evaluate(tmp_path, commands, source, recipe):
     assert f"{tmp_path / 'run'} was trained on mini-imagenet (digest {config['data_digest'][:12]}), but" in err
 
 
-# What is written about it.
+# The document
 
 
 DOC = (ROOT / "docs" / "mini-imagenet.md").read_text("utf-8")
