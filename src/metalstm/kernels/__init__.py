@@ -1,7 +1,7 @@
 """The inner loop on a CPU, in C++: the meta-learner's cell, and the learner's convolutional blocks.
 
-Without a build, `optimizers/meta_lstm.py` and the learners compute the same in PyTorch. DERIVATION.md, beside this file,
-derives every gradient that is written by hand.
+Without a build, `optimizers/meta_lstm.py` and the learners compute the same in PyTorch. DERIVATION.md, beside this
+file, derives every gradient that is written by hand.
 """
 
 from metalstm.kernels.cell import can_step, step

@@ -1,7 +1,7 @@
 """Calls of the compiled kernels: arguments by name, and every array checked.
 
-`kernels.cpp` declares the type, name and shape of each argument, and exports this list. A call names every argument;
-the order in which the C++ code takes them is nobody's business.
+`kernels.cpp` declares the type, name and shape of each argument, and exports this list. A call names every argument, so
+that their order does not matter.
 """
 
 import ctypes
@@ -9,14 +9,26 @@ import struct
 from collections.abc import Callable
 from functools import cache, lru_cache
 from math import prod
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metalstm.kernels import compiler
 
+_CHANNELS_LAST = "channels_last:"
+# The type in which images are stored, and that of their arithmetic.
 _NUMBERS = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}
+
+
+class Expected(NamedTuple):
+    """What an array must be."""
+
+    place: int  # among the arguments
+    shape: torch.Size
+    dtype: torch.dtype
+    channels_last: bool  # otherwise contiguous
 
 
 class Kernel:
@@ -24,26 +36,29 @@ class Kernel:
 
     Example:
         kernel("cell_forward")(tasks=(2,), n=100, hidden=20, scale=10.0, weight_x=weight_x, ...)
+
+    Attributes:
+        names: All arguments, in the order of the C++ struct.
+        sizes: The arguments that are integers.
+        shapes: The shape of each array, in terms of the sizes.
+        inputs: The arrays that are only read.
     """
 
     def __init__(self, name: str, function: Callable[[int, bytes, int], None], fields: list[tuple[str, str, str]]):
-        """`fields` are the type, name and shape of each argument, in the order of the struct."""
-        self.name, self.names, self._function = name, [name for _, name, _ in fields], function
-        types = [type_.removeprefix("const ") for type_, _, _ in fields]
-        self.sizes = [name for type_, name in zip(types, self.names, strict=True) if type_ == "int64_t"]
+        """`fields` are the type, name and shape of each argument, in the order of the C++ struct."""
+        self.name, self.names, self._function = name, tuple(name for _, name, _ in fields), function
+        self.sizes = [name for type_, name, _ in fields if type_ == "int64_t"]
         self.shapes = {name: shape for type_, name, shape in fields if type_.endswith("*")}
         self.inputs = [name for type_, name, _ in fields if type_.startswith("const ")]
-        self._pack = struct.Struct("".join("d" if type_ == "double" else "q" for type_ in types)).pack
-        self._places = [place for place, type_ in enumerate(types) if type_.endswith("*")]
-        self._types = [types[place] for place in self._places]
-        layouts, shapes = [], []
-        for shape in self.shapes.values():
-            layout, _, dimensions = shape.rpartition(":")
-            layouts.append(torch.channels_last if layout == "channels_last" else torch.contiguous_format)
-            shapes.append(f"({dimensions},)" if dimensions else "()")
-        self._layouts = layouts
-        # From the sizes to the shapes of all arrays.
-        self._shapes = eval(f"lambda {', '.join(self.sizes)}: ({', '.join(shapes)},)")
+        self._types = [type_.removeprefix("const ") for type_, _, _ in fields if type_.endswith("*")]
+        self._values, self._sizes, self._names = itemgetter(*self.names), itemgetter(*self.sizes), set(self.names)
+        self._first = next(iter(self.shapes))  # the array whose type decides all types
+        self._tasks = self.names.index("tasks") if "tasks" in self.names else None
+        self._pack = struct.Struct("".join("d" if type_ == "double" else "q" for type_, _, _ in fields)).pack
+        shapes = ", ".join(
+            f"({shape.removeprefix(_CHANNELS_LAST)},)" if shape else "()" for shape in self.shapes.values()
+        )
+        self._shapes_of = eval(f"lambda {', '.join(self.sizes)}: ({shapes},)")
         self._expected = lru_cache(maxsize=256)(self._expect)
 
     def __call__(self, **arguments: Any) -> None:
@@ -56,38 +71,32 @@ class Kernel:
             TypeError: If an argument is missing or unknown.
             ValueError: If a tensor has another type, shape, layout or device than declared.
         """
-        if len(arguments) != len(self.names) or not all(name in arguments for name in self.names):
-            wrong = sorted(set(arguments) ^ set(self.names))
-            raise TypeError(f"{self.name}: missing or unknown arguments: {', '.join(wrong)}")
-        values = [arguments[name] for name in self.names]
-        dtype = values[self._places[0]].dtype
-        for place, shape, kind, layout in self._expected(dtype, *[arguments[name] for name in self.sizes]):
+        if arguments.keys() != self._names:
+            raise TypeError(f"{self.name}: missing or unknown arguments: {sorted(arguments.keys() ^ self._names)}")
+        dtype = arguments[self._first].dtype
+        values = list(self._values(arguments))
+        for place, shape, kind, channels_last in self._expected(dtype, self._sizes(arguments)):
             array = values[place]
-            if (
-                array.shape != shape
-                or array.dtype != kind
-                or not array.is_cpu
-                or not array.is_contiguous(memory_format=layout)
-            ):
+            fits = array.is_contiguous(memory_format=torch.channels_last) if channels_last else array.is_contiguous()
+            if not (fits and array.shape == shape and array.dtype is kind and array.is_cpu):
                 raise ValueError(
                     f"{self.name}: {self.names[place]} is {array.dtype} of shape {tuple(array.shape)} and strides "
                     f"{array.stride()} on {array.device}, but must be {kind} of shape {tuple(shape)}, "
-                    f"{str(layout).removeprefix('torch.')}, on cpu"
+                    f"{'channels-last' if channels_last else 'contiguous'}, on cpu"
                 )
             values[place] = array.data_ptr()
-        if "tasks" in arguments:
-            values[self.names.index("tasks")] = prod(arguments["tasks"])
+        if self._tasks is not None:
+            values[self._tasks] = prod(values[self._tasks])
         self._function(dtype.itemsize, self._pack(*values), torch.get_num_threads())
 
-    def _expect(self, dtype: torch.dtype, *sizes: Any) -> list[tuple[int, tuple[int, ...], torch.dtype, Any]]:
-        """Place among the arguments, shape, type and layout of each array."""
+    def _expect(self, dtype: torch.dtype, sizes: tuple[Any, ...]) -> list[Expected]:
         if dtype not in _NUMBERS or (dtype == torch.bfloat16 and "T*" in self._types):
             raise ValueError(f"{self.name}: takes no {dtype}")
-        kinds = {"T*": dtype, "S*": dtype, "N*": _NUMBERS[dtype], "uint8_t*": torch.uint8}
+        types = {"T*": dtype, "S*": dtype, "N*": _NUMBERS[dtype], "uint8_t*": torch.uint8}
         return [
-            (place, torch.Size(shape), kinds[type_], layout)
-            for place, shape, type_, layout in zip(
-                self._places, self._shapes(*sizes), self._types, self._layouts, strict=True
+            Expected(self.names.index(name), torch.Size(shape), types[type_], declared.startswith(_CHANNELS_LAST))
+            for (name, declared), shape, type_ in zip(
+                self.shapes.items(), self._shapes_of(*sizes), self._types, strict=True
             )
         ]
 

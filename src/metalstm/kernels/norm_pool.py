@@ -43,7 +43,7 @@ def block_forward(
         z: Images, channels-last.
         gamma: Scale.
         beta: Shift.
-        moments: (2, channels): mean and biased variance. Inputs if `given`; otherwise the moments of z are written here.
+        moments: (2, channels): mean and biased variance. An input if `given`; otherwise the moments of z are written.
         eps: Added to the variance.
         given: Whether `moments` are inputs.
 
@@ -52,7 +52,7 @@ def block_forward(
     """
     n, channels, height, width = z.shape
     y = z.new_empty(n, height // 2, width // 2, channels).permute(0, 3, 1, 2)
-    mean, var = moments.unbind()
+    mean, var = moments[0], moments[1]
     block = Block(z, gamma, mean, torch.empty_like(gamma), torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8))
     kernel("block_forward")(**_sizes(z), **block._asdict(), given=given, eps=eps, beta=beta, var=var, y=y)
     return y, block
@@ -72,7 +72,7 @@ def block_backward(
         given: Whether the moments were given.
     """
     d_z = torch.empty_like(block.z)
-    d_mean, d_var = d_moments.unbind()
+    d_mean, d_var = d_moments[0], d_moments[1]
     outputs = {"d_z": d_z, "d_gamma": d_gamma, "d_beta": d_beta}
     kernel("block_backward")(
         **_sizes(d_z), **block._asdict(), given=given, d_y=d_y, d_mean=d_mean, d_var=d_var, **outputs
@@ -106,7 +106,7 @@ def block_double_backward(
         v_y, g_z, v_moments: the gradients in d_y, in z, and in d_moments, if the moments were not given.
     """
     v_y, g_z, v_moments = torch.empty_like(d_y), torch.empty_like(block.z), torch.empty_like(d_moments)
-    v_mean, v_var = v_moments.unbind()
+    v_mean, v_var = v_moments[0], v_moments[1]
     inputs = {"d_y": d_y, "d_var": d_moments[1], "v_z": v_z, "v_gamma": v_gamma, "v_beta": v_beta}
     outputs = {"v_y": v_y, "v_mean": v_mean, "v_var": v_var, "g_z": g_z, "g_gamma": g_gamma}
     kernel("block_double_backward")(**_sizes(v_z), **block._asdict(), given=given, **inputs, **outputs)

@@ -1,0 +1,1 @@
+"""Tests of `metalstm.kernels`, file by file."""
