@@ -44,6 +44,11 @@ class Accuracy:
         return f"{self.mean:.2f} +- {self.ci95:.2f} %"
 
 
+def difference(one: Sequence[float], other: Sequence[float]) -> Accuracy:
+    """Paired differences, in points, of two methods' accuracies on the same episodes."""
+    return Accuracy([a - b for a, b in zip(one, other, strict=True)])
+
+
 def evaluate(
     method: Method,
     sampler: EpisodeSampler,

@@ -23,7 +23,6 @@ class InnerOptimizer(nn.Module, ABC, Generic[State]):
     Settings: ClassVar[Any] = NoSettings  # a frozen dataclass
 
     @classmethod
-    @abstractmethod
     def build(cls, settings: Any, lengths: Sequence[int], generator: torch.Generator) -> "InnerOptimizer":
         """The optimizer that some settings describe.
 
@@ -32,6 +31,7 @@ class InnerOptimizer(nn.Module, ABC, Generic[State]):
             lengths: Of the stretches of theta that the learner's parameters take, the head left out.
             generator: Source of random weights.
         """
+        raise NotImplementedError(f"{cls.__name__} is not built from settings")
 
     @abstractmethod
     def init(self, theta: Float[Tensor, "*tasks n_params"]) -> State:

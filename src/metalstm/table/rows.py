@@ -1,0 +1,72 @@
+"""Rows and columns of the table: every method's own rows, and the tasks of the data set."""
+
+from dataclasses import dataclass
+
+from metalstm.errors import unknown
+from metalstm.methods import METHODS, Row
+
+
+@dataclass(frozen=True)
+class TableRow(Row):
+    """A row with the name of its method in `METHODS`."""
+
+    method: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A column of the table."""
+
+    n_way: int
+    n_shot: int
+
+    def __str__(self) -> str:
+        return f"{self.n_way}w{self.n_shot}s"
+
+    @property
+    def words(self) -> str:
+        """As a reader sees it."""
+        return f"{self.n_way}-way {self.n_shot}-shot"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A result of the table: a row at a task.
+
+    Attributes:
+        row: The row.
+        task: The column.
+        seed: Of the training, if it is another one than the table's own; the test episodes are the same.
+    """
+
+    row: TableRow
+    task: Task
+    seed: int | None = None
+
+    def __str__(self) -> str:
+        return named(self.row.name, self.task, self.seed)
+
+
+def named(name: str, task: Task, seed: int | None) -> str:
+    """The name of a file or folder of the table."""
+    return f"{name}-{task}" + (f"-seed{seed}" if seed is not None else "")
+
+
+ROWS = tuple(TableRow(**vars(row), method=name) for name, method in METHODS.items() for row in method.rows())
+
+
+def rows_of(task: Task) -> list[TableRow]:
+    """The rows that are tested on a task."""
+    return [row for row in ROWS if task.n_way in row.ways]
+
+
+def select(only: str | None) -> tuple[TableRow, ...]:
+    """The row of a name, or all.
+
+    Raises:
+        UserError: There is no such row.
+    """
+    chosen = tuple(row for row in ROWS if only is None or row.name == only)
+    if not chosen:
+        raise unknown("row", str(only), [row.name for row in ROWS])
+    return chosen
