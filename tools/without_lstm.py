@@ -17,7 +17,7 @@ from metalstm import checkpoint, data, kernels
 from metalstm.console import console
 from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError
-from metalstm.evaluation import difference, evaluate
+from metalstm.evaluation import Accuracy, difference, evaluate
 from metalstm.methods import GradientMethod
 from metalstm.table import rivals
 
@@ -45,15 +45,17 @@ def main() -> None:
     )
     variants = rivals.simpler(method, map(train.__getitem__, range(MEAN_TASKS)), config.n_way)
     whole = evaluate(method, test, args.episodes, "whole")
-    lines = [("whole", whole, None)]
+    console.print(f"{args.checkpoint}: {args.episodes} meta-test episodes, {config.n_way}-way {config.n_shot}-shot")
+    print("| gates | accuracy | minus the whole |\n| --- | --- | --- |")  # noqa: T201
+    print(f"| the trained LSTM's | {_figure(whole)} | |")  # noqa: T201
     for name, variant in variants.items():
         accuracy = evaluate(variant, test, args.episodes, name)
-        lines.append((name, accuracy, difference(accuracy.per_episode, whole.per_episode)))
-    console.print(f"{args.checkpoint}: {args.episodes} meta-test episodes, {config.n_way}-way {config.n_shot}-shot")
-    print("| gates | accuracy | less the whole |\n| --- | --- | --- |")  # noqa: T201
-    for name, accuracy, gap in lines:
-        less = "" if gap is None else f"{gap.mean:+.2f} ± {gap.ci95:.2f}"
-        print(f"| {name} | {accuracy.mean:.2f} ± {accuracy.ci95:.2f} | {less} |")  # noqa: T201
+        gap = difference(accuracy.per_episode, whole.per_episode)
+        print(f"| {name} | {_figure(accuracy)} | {gap.mean:+.2f} ± {gap.ci95:.2f} |", flush=True)  # noqa: T201
+
+
+def _figure(accuracy: Accuracy) -> str:
+    return f"{accuracy.mean:.2f} ± {accuracy.ci95:.2f}"
 
 
 if __name__ == "__main__":

@@ -19,9 +19,7 @@ def compare(table: Table) -> None:
     if learned is None:
         return
     allow_tf32("fp32")  # all of it is tested as rows are
-    curves = convergence.kept(
-        convergence.path(table, "convergence"), lambda: convergence.convergence(table, learned)
-    )
+    curves = convergence.kept(convergence.path(table, "convergence"), lambda: convergence.convergence(table, learned))
     tuned = curves["starts"]["theta_0"]
     convergence.kept(convergence.path(table, "ablation"), lambda: ablation(table, learned, tuned))
 

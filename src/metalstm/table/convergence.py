@@ -17,6 +17,7 @@ from metalstm.table.rows import Cell, TableRow, rows_of
 
 FEW, MANY = 10, 30  # meta-val episodes of the two rounds in which a rule is tuned for a start
 EPISODES = 100  # of meta-test, which the curves are means of
+STARTS = {"random": "random weights", "pretrained": "pre-trained weights", "theta_0": "the learned theta_0"}
 HEAD_ONLY, CLASS_MEANS = "sgd-head-only", "class-means"
 LABELS = {
     **{name: optimizer.label for name, optimizer in OPTIMIZERS.items()},
@@ -89,7 +90,10 @@ def convergence(table: Table, learned: Learned) -> dict[str, Any]:
         longest = method.with_inner_loop(epochs=points[-1], few_shot_epochs=None, batch_size=None)
         rivals: dict[str, Callable[[], dict[str, Any]]] = {
             learned.config.optimizer: lambda longest=longest: _followed(table, longest, points, steps, episodes),
-            **{rule: lambda rule=rule, longest=longest: _tuned(table, longest, rule, points, episodes) for rule in RULES},
+            **{
+                rule: lambda rule=rule, longest=longest: _tuned(table, longest, rule, points, episodes)
+                for rule in RULES
+            },
             HEAD_ONLY: lambda longest=longest: _tuned(
                 table, longest.with_inner_loop(learner=BodyFixed(longest.learner)), "sgd", points, episodes
             ),
@@ -144,9 +148,7 @@ def _tuned(table: Table, method: GradientMethod, rule: str, points: Sequence[int
     return {**_followed(table, rival, points, choice.steps, episodes), "choice": asdict(choice)}
 
 
-def _followed(
-    table: Table, method: GradientMethod, points: Sequence[int], steps: int, episodes: int
-) -> dict[str, Any]:
+def _followed(table: Table, method: GradientMethod, points: Sequence[int], steps: int, episodes: int) -> dict[str, Any]:
     """The curves of a method on meta-test, and its accuracy after so many steps."""
     sampler = table.episodes("meta-test", table.main_task)
     read = curves(method, sampler.__getitem__, range(episodes), points, "convergence on meta-test")

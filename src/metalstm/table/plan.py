@@ -31,7 +31,11 @@ class Budget:
 
 
 QUICK = Budget(
-    train_episodes=200, val_every=100, val_episodes=20, search=Search(few=3, many=8, read_at=(1, 4, 10)), test_episodes=50
+    train_episodes=200,
+    val_every=100,
+    val_episodes=20,
+    search=Search(few=3, many=8, read_at=(1, 4, 10)),
+    test_episodes=50,
 )
 
 
@@ -127,9 +131,7 @@ class Table:
         """A row's recipe with the row's changes."""
         row, task, seed = cell.row, cell.task, self.seed if cell.seed is None else cell.seed
         recipe = recipes.named(row.method, row.recipe, self.meta_sets.traits, task.n_shot)
-        config = recipes.run_config(
-            self.meta_sets, recipe, row.method, row.recipe, task.n_way, task.n_shot, seed=seed
-        )
+        config = recipes.run_config(self.meta_sets, recipe, row.method, row.recipe, task.n_way, task.n_shot, seed=seed)
         return recipes.with_changes(config, {"precision": self.precision, **row.changes})
 
     def _pretraining(self, config: RunConfig, seed: int | None) -> Training:

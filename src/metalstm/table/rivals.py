@@ -189,7 +189,7 @@ def of_all_steps(gates: GateTable) -> GateTable:
 
 
 def one_rate(gates: GateTable, seen: slice, moved: slice) -> GateTable:
-    """f = 1 everywhere, and one rate for all steps and all coordinates of `moved`; the others stay as they are.
+    """A table with f = 1 and one rate for all steps and all coordinates of `moved`; the others stay as they are.
 
     Args:
         gates: Gives the rate: the mean over all steps and the coordinates of `seen`.
