@@ -12,11 +12,16 @@ T = TypeVar("T")
 console = Console(stderr=True, highlight=False, markup=False)
 
 
+def results() -> Console:
+    """Where tables of results are printed: stdout as it is now, which a caller may have redirected."""
+    return Console(highlight=False)
+
+
 def progress(*columns: TextColumn) -> Progress:
-    """A progress display with bar, count and ETA on stderr; shows nothing where stderr is not a terminal.
+    """A progress bar with count and ETA on stderr; shows nothing if stderr is not a terminal.
 
     Args:
-        columns: Further columns, shown behind the count.
+        columns: Further columns, shown after the count.
     """
     return Progress(
         TextColumn("{task.description}", markup=False),
@@ -35,8 +40,8 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
 
     Args:
         items: What to iterate over.
-        description: Shown in front of the bar.
-        total: The number of items, where `items` has no length.
+        description: Shown before the bar.
+        total: The number of items, if `items` has no length.
     """
     with progress() as bar:
         yield from bar.track(items, total=total, description=description)

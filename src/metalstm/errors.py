@@ -1,4 +1,4 @@
-"""What a user did wrong, in one line."""
+"""Errors that are explained to the user in one line."""
 
 import difflib
 import errno
@@ -6,26 +6,26 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: what is wrong, the value got, what is allowed, what to do.
+    """A mistake that the user can mend. The message says what is wrong, the value got, what is allowed, what to do.
 
     The command line prints the message as one line on stderr and exits with status 2.
     """
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM came while something ran that can be gone on with; everything is saved."""
+    """Ctrl-C or SIGTERM stopped something that can be resumed; everything is saved."""
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the system refused to write for want of space: on the disk, in a quota, or of a file's allowed size."""
+    """Whether the system refused to write because the disk, the quota or the allowed size of a file is used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not known, with the nearest known name as a suggestion.
+    """The error for an unknown name, with the nearest known name as a suggestion.
 
     Args:
-        kind: What the name names, "data set" say.
+        kind: What is named, for example "data set".
         name: The value got.
         known: All allowed values.
 

@@ -151,7 +151,8 @@ def _convert(value: Any, hint: Any) -> Any:
 
 @cache
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind)}  # pyright: ignore[reportArgumentType]
 
 
 @cache
@@ -164,9 +165,9 @@ def _values(settings: Any) -> dict[str, Any]:
 
 
 def _wrong(kind: type, values: Mapping[str, Any]) -> Iterator[str]:
-    """A message for each wrong value; fields that are dataclasses are left to `from_dict`."""
+    """A message for each wrong value; values that are dataclasses are left to the caller."""
     for name, hint in _hints(kind).items():
-        if is_dataclass(hint) or hint is Any or name not in values:
+        if name not in values or is_dataclass(hint) or is_dataclass(values[name]) or hint is Any:
             continue
         if not _fits(values[name], hint):
             is_of_type = _fits(values[name], _plain_hints(kind)[name]) and values[name] not in (inf, -inf)
@@ -175,7 +176,8 @@ def _wrong(kind: type, values: Mapping[str, Any]) -> Iterator[str]:
 
 def _fits(value: Any, hint: Any) -> bool:
     try:
-        msgspec.convert(msgspec.to_builtins(value), hint)
+        plain = msgspec.to_builtins(value, enc_hook=str)  # of a path
+        msgspec.convert(plain, hint, dec_hook=lambda kind, text: kind(text))
     except (msgspec.ValidationError, TypeError, OverflowError):
         return False
     return True

@@ -1,0 +1,70 @@
+"""List the data sets, download one, or check the files on disk.
+
+Downloads are checked by their checksums. `check folder:DIR` reads all images of your own folder.
+
+Example: metalstm data fetch omniglot
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from metalstm import data
+from metalstm.cli.common import Command, Common, Options
+from metalstm.cli.options import DATA, parse
+from metalstm.console import results
+from metalstm.data.folder import PREFIX
+from metalstm.errors import UserError, unknown
+
+ACTIONS = ("list", "fetch", "check")
+
+
+@dataclass(frozen=True)
+class Data(Command):
+    """Options of `metalstm data`."""
+
+    action: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ACTION")]
+    """`list`, `fetch` or `check`."""
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]", help=f"The data set: {DATA}")] = ""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """List, fetch or check."""
+        if self.action not in ACTIONS:
+            raise unknown("action", self.action, ACTIONS)
+        if self.action == "list":
+            self._list()
+        elif not self.name:
+            raise UserError(f"data {self.action}: which data set? one of {', '.join(data.DATASETS)}")
+        elif self.action == "fetch":
+            for path in data.fetch(self.name, self.common.data_root):
+                print(path)  # noqa: T201
+        else:
+            self._check()
+
+    def _list(self) -> None:
+        from rich import box
+        from rich.table import Column, Table
+
+        table = Table(Column("name", no_wrap=True), "images", *data.SPLITS, "here", "license", box=box.SIMPLE_HEAD)
+        for each in data.describe(self.common.data_root):
+            counts = [str(each.classes[split]) for split in data.SPLITS]
+            shape = "x".join(map(str, each.image_shape))
+            table.add_row(each.name, shape, *counts, "yes" if each.present else "no", each.licence)
+        results().print(table)
+        results().print(f"{PREFIX}DIR  your own images as DIR/<class>/*")
+
+    def _check(self) -> None:
+        files = data.check(self.name, self.common.data_root)
+        for path, state in files:
+            print(f"{state}\t{path}")  # noqa: T201
+        wrong = sum(state not in ("original", "rebuilt") for _, state in files)
+        if wrong:
+            raise UserError(f"{wrong} of {len(files)} files are not as released: metalstm data fetch {self.name}")
+
+
+def command(words: Sequence[str]) -> Data:
+    """`metalstm data WORDS`."""
+    return parse(Data, words, "data", __doc__)

@@ -1,0 +1,96 @@
+"""Test a checkpoint: the mean query accuracy over episodes, with its 95 % confidence interval.
+
+Example: metalstm evaluate runs/meta-lstm-glyphs-5w5s-best
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+from msgspec import Meta
+
+from metalstm import data
+from metalstm.cli.common import Command, Common, Options
+from metalstm.cli.options import parse
+from metalstm.errors import UserError, unknown
+from metalstm.methods.gradient import QueryNorm
+from metalstm.settings import Count, Precision, option
+
+
+@dataclass(frozen=True)
+class Evaluate(Command):
+    """Options of `metalstm evaluate`."""
+
+    many_processes: ClassVar[bool] = True
+
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
+    """The name of a shipped checkpoint, a run folder (its best checkpoint by meta-val), or a file."""
+    data: str | None = None
+    """The data set, if its folder has moved. It must hold what the checkpoint was trained on."""
+    split: str = "meta-test"
+    """meta-test, meta-val or meta-train."""
+    n_way: Annotated[int, Meta(ge=2)] | None = None
+    """Classes in an episode; as trained by default."""
+    n_shot: Count | None = None
+    """Support images of a class; as trained by default."""
+    n_query: Count = 15
+    """Query images of a class."""
+    episodes: Annotated[int, Meta(ge=2)] = 600
+    """Episodes to test on."""
+    query_norm: QueryNorm | None = None
+    """Another normalization of queries than the checkpoint's; `batch` is transductive."""
+    precision: Precision | None = None
+    """fp32, tf32 (CUDA) or bf16; as trained by default."""
+    json: str | None = None
+    """File to write the result to, `-` for stdout."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Evaluate and print."""
+        if self.split not in data.SPLITS:
+            raise unknown("split", self.split, data.SPLITS)
+        device = self.common.start()
+        from metalstm import checkpoint, distributed, files, recipes
+        from metalstm.evaluation import evaluate_checkpoint
+
+        changes = {name: getattr(self, name) for name in ("query_norm", "precision") if getattr(self, name)}
+        with distributed.all_fail_together():
+            config = checkpoint.load_method(self.checkpoint)[1]
+            for name, value in changes.items():
+                if not recipes.has_setting(config, name):
+                    raise UserError(f"{option(name)} {value}: {config.method} has no such setting: leave it out")
+            name = self.data or config.data
+            # The images of a folder are read as in training, whatever they look like.
+            traits = config.traits if name.startswith(data.folder.PREFIX) else None
+            meta_sets = data.load(name, self.common.data_root, config.image_shape[1], traits)
+        result = evaluate_checkpoint(
+            self.checkpoint,
+            meta_sets,
+            self.split,
+            self.n_way,
+            self.n_shot,
+            self.n_query,
+            self.episodes,
+            self.common.seed,
+            changes,
+            device,
+        )
+        if distributed.rank() > 0:
+            return
+        if self.json == "-":
+            print(json.dumps(result))  # noqa: T201
+            return
+        task = f"{self.split} {result['n_way']}-way {result['n_shot']}-shot, {self.episodes} episodes"
+        accuracy = f"{result['accuracy']:.2f} +- {result['ci95']:.2f} %"
+        label = " (transductive)" if result["transductive"] else ""
+        print(f"{config.data} {task}: {accuracy}{label}")  # noqa: T201
+        if self.json:
+            files.write(Path(self.json), (json.dumps(result) + "\n").encode())
+
+
+def command(words: Sequence[str]) -> Evaluate:
+    """`metalstm evaluate WORDS`."""
+    return parse(Evaluate, words, "evaluate", __doc__)

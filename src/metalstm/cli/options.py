@@ -1,0 +1,150 @@
+"""How the words of a command become its options."""
+
+import ast
+import difflib
+import inspect
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+
+import tyro
+
+from metalstm import settings
+from metalstm.cli.common import Command
+from metalstm.data import DATASETS, find
+from metalstm.data.folder import PREFIX
+from metalstm.errors import UserError
+from metalstm.settings import Traits
+
+C = TypeVar("C", bound=Command)
+
+Kind = Literal["auto", "drawing", "photo"]
+KINDS = {"drawing": Traits(drawing=True, mirrors=False), "photo": Traits()}
+
+DATA = f"{', '.join(DATASETS)}; or {PREFIX}DIR for your own images, DIR/<class>/*."
+"""Help of `--data`."""
+
+
+def parse(kind: type[C], words: Sequence[str], name: str, about: str | None, default: C | None = None) -> C:
+    """A command with the options that some words give.
+
+    Args:
+        kind: The command's class.
+        words: What stands behind the command's name.
+        name: The command's name.
+        about: What its help says first.
+        default: Values of the options that are not given, where they are not those of the class.
+
+    Raises:
+        UserError: There is no such option, or values are not allowed.
+        SystemExit: The help was asked for, or a value is missing or of a wrong type.
+    """
+    for part in _parts(kind):
+        _explain_fields(part)
+    if {"-h", "--help"} & {*words}:
+        print(_wrapped(about or ""))  # noqa: T201
+    defaults: dict[str, Any] = {} if default is None else {"default": default}
+    command, odd = tyro.cli(
+        kind, args=words, prog=f"metalstm {name}", description="", return_unknown_args=True, **defaults
+    )
+    if odd:
+        raise _unexpected(odd, name, option_names(kind))
+    settings.check(*_values(command))
+    return command
+
+
+def option_names(kind: Any) -> list[str]:
+    """The options that set the fields of a dataclass, and of the dataclasses in it."""
+    return [
+        settings.option(name) for part in _parts(kind) for name, hint in _hints(part).items() if not is_dataclass(hint)
+    ]
+
+
+def field_docstrings(kind: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, as one line; none where there is no source."""
+    docstrings: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
+        except (OSError, TypeError):
+            continue
+        assert isinstance(body, ast.ClassDef)
+        for field, below in zip(body.body, body.body[1:], strict=False):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    docstrings[name] = " ".join(text.split())
+    return docstrings
+
+
+def traits_of(data: str, kind: Kind) -> Traits | None:
+    """What the user says about the images of a data set; None if they say nothing.
+
+    Raises:
+        UserError: The data set is not a folder, and holds the other kind of images.
+    """
+    if kind == "auto":
+        return None
+    if data.startswith(PREFIX):
+        return KINDS[kind]
+    if (is_drawing := find(data).traits.drawing) != KINDS[kind].drawing:
+        holds = "drawings" if is_drawing else "photos"
+        raise UserError(f"--kind {kind}: {data} holds {holds}: leave it out; it is for {PREFIX}DIR")
+    return None
+
+
+def kind_of(traits: Traits) -> Kind:
+    """The kind that gives these traits to the images of a folder."""
+    return next((kind for kind in KINDS if KINDS[kind] == traits), "auto")
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    """A dataclass and all dataclasses in it."""
+    yield kind
+    for hint in _hints(kind).values():
+        if is_dataclass(hint):
+            yield from _parts(hint)
+
+
+def _values(part: Any) -> Iterator[Any]:
+    """The values of a dataclass, and of the dataclasses in it."""
+    yield part
+    for field in fields(part):
+        if is_dataclass(value := getattr(part, field.name)):
+            yield from _values(value)
+
+
+def _hints(kind: Any) -> dict[str, Any]:
+    """The type of each field; those of a generic dataclass are filled in."""
+    origin = get_origin(kind) or kind
+    filled = dict(zip(getattr(origin, "__parameters__", ()), getattr(kind, "__args__", ()), strict=False))
+    hints = get_type_hints(origin)
+    return {field.name: filled.get(hints[field.name], hints[field.name]) for field in fields(origin)}
+
+
+def _explain_fields(kind: Any) -> None:
+    """Give tyro the docstrings of the fields as help; by itself it keeps the line breaks of the source."""
+    kind = get_origin(kind) or kind
+    docstrings = field_docstrings(kind)
+    for field in fields(kind):
+        field.metadata = MappingProxyType({"help": docstrings.get(field.name), **field.metadata})
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs, as wide as the terminal but not wider than is easy to read."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(textwrap.fill(" ".join(each.split()), width) for each in paragraphs) + "\n"
+
+
+def _unexpected(odd: Sequence[str], name: str, known: Sequence[str]) -> UserError:
+    option = next((word for word in odd if word.startswith("-")), None)
+    mend = f"metalstm {name} --help shows what it takes"
+    if option is None:
+        return UserError(f"metalstm {name} does not take {' '.join(map(repr, odd))}: {mend}")
+    option = option.partition("=")[0]
+    near = difflib.get_close_matches(option.replace("_", "-"), known, n=1)
+    hint = f", did you mean {near[0]}?" if near else ":"
+    return UserError(f"metalstm {name} has no option {option}{hint} {mend}")

@@ -1,0 +1,104 @@
+"""Predict the classes of images with a classifier that `metalstm adapt` made.
+
+Images that cannot be read are reported on stderr, and the exit status is then 2; all others are predicted.
+
+Example: metalstm predict birds.safetensors new/*.jpg --csv -
+"""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from metalstm import files
+from metalstm.cli.common import Command, Common, Options
+from metalstm.cli.options import parse
+from metalstm.console import console, results
+from metalstm.errors import UserError
+
+NONE = "none of these"
+
+
+@dataclass(frozen=True)
+class Predict(Command):
+    """Options of `metalstm predict`."""
+
+    classifier: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CLASSIFIER")]
+    """The file of the classifier."""
+    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGES")]
+    """Image files; folders, for all images in them; `-` to read paths from stdin, one on each line."""
+    reject: bool = False
+    """Answer "none of these" where no class is probable. Of images of the classes, nine in ten should pass."""
+    csv: str | None = None
+    """File to write the answers to as a table, `-` for stdout."""
+    json: str | None = None
+    """File to write the answers to as JSON, `-` for stdout."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Predict and print."""
+        if self.csv == self.json == "-":
+            raise UserError("--csv - and --json -: only one of them can go to stdout")
+        if not self.images:
+            raise UserError("no images: name files or folders, or - to read paths from stdin")
+        device = self.common.start()
+        from metalstm import images
+        from metalstm.classifier import Classifier
+
+        classifier = Classifier.load(self.classifier, device)
+        if self.reject:
+            classifier.threshold()  # raises if it has none
+        paths = images.find(self.images, sys.stdin)
+        good, probabilities, faults = classifier.predict_files(paths)
+        known = classifier.are_known(probabilities) if self.reject else [True] * len(good)
+        best = classifier.classes_[probabilities.argmax(1)].tolist()
+        answers = [
+            {
+                "image": str(path),
+                "class": label if is_known else None,
+                "probability": round(max(row), 6),
+                "probabilities": {str(name): round(p, 6) for name, p in zip(classifier.classes_, row, strict=True)},
+            }
+            for path, label, is_known, row in zip(good, best, known, probabilities.tolist(), strict=True)
+        ]
+        self._write(answers)
+        for fault in faults:
+            console.print(fault, soft_wrap=True)
+        if faults:
+            raise UserError(f"{len(faults)} of {len(paths)} images could not be read; the others are predicted")
+
+    def _write(self, answers: list[dict[str, Any]]) -> None:
+        """To files or stdout."""
+        lines = [(a["image"], NONE if a["class"] is None else str(a["class"]), a["probability"]) for a in answers]
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("image", "class", "probability"), *lines])
+        for place, content in ((self.csv, text.getvalue()), (self.json, json.dumps(answers) + "\n")):
+            if place == "-":
+                print(content, end="")  # noqa: T201
+            elif place:
+                files.write(Path(place), content.encode("utf-8", "surrogateescape"))
+        if "-" not in (self.csv, self.json) and answers:
+            _print_table(lines)
+
+
+def _print_table(lines: Sequence[tuple[str, str, float]]) -> None:
+    from rich import box
+    from rich.table import Column, Table
+    from rich.text import Text
+
+    table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
+    table.box = box.SIMPLE_HEAD
+    for image, label, probability in lines:
+        table.add_row(Text(image), Text(label), f"{100 * probability:.1f} %")
+    results().print(table)
+
+
+def command(words: Sequence[str]) -> Predict:
+    """`metalstm predict WORDS`."""
+    return parse(Predict, words, "predict", __doc__)

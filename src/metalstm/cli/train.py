@@ -1,0 +1,212 @@
+"""Train a method into a run folder.
+
+`--method`, `--learner`, `--optimizer`, `--recipe`, `--data` and `--n-shot` choose which options there are and their
+defaults: `metalstm train --method matching-net --recipe paper --help`, for example, shows those of that choice.
+
+Ctrl-C saves the run. `metalstm train --resume --out RUN` resumes it with its own settings; beside them you can give a
+larger `--episodes` or `--minutes`. On CPU, with the same number of threads, a resumed run ends with the same weights as
+an uninterrupted one.
+
+Example: metalstm train --data cifar-fs --n-shot 1 --minutes 60
+"""
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+import tyro
+from msgspec import Meta
+
+from metalstm import data, recipes
+from metalstm.cli import process
+from metalstm.cli.common import Command, Common, Options
+from metalstm.cli.options import DATA, Kind, kind_of, parse, traits_of
+from metalstm.console import console
+from metalstm.data import MetaSets
+from metalstm.errors import UserError
+from metalstm.learners import LEARNERS
+from metalstm.methods import METHODS, Recipe, RunConfig
+from metalstm.optimizers import OPTIMIZERS
+from metalstm.settings import Count, NoSettings, TrainingSettings, Traits
+
+S = TypeVar("S")
+L = TypeVar("L")
+I = TypeVar("I")  # noqa: E741
+O = TypeVar("O")  # noqa: E741
+
+_LABELS = "; ".join(f"{name}: {method.label}" for name, method in METHODS.items())
+_RULES = "; ".join(f"{name}: {optimizer.label}" for name, optimizer in OPTIMIZERS.items())
+
+
+@dataclass(frozen=True)
+class InnerOptimizer:
+    """The inner optimizer, for methods that have an inner loop."""
+
+    optimizer: Annotated[str, tyro.conf.arg(help=f"Inner optimizer. {_RULES}.")]
+
+
+@dataclass(frozen=True)
+class Train(Command, Generic[S, L, I, O]):
+    """Options of `metalstm train`; the types are those of the settings of method, learner and inner optimizer."""
+
+    many_processes: ClassVar[bool] = True
+
+    method_settings: tyro.conf.OmitArgPrefixes[S]
+    learner_settings: tyro.conf.OmitArgPrefixes[L]
+    inner_optimizer: tyro.conf.OmitArgPrefixes[I]
+    optimizer_settings: tyro.conf.OmitArgPrefixes[O]
+    training: tyro.conf.OmitArgPrefixes[TrainingSettings]
+    method: Annotated[str, tyro.conf.arg(help=f"What is trained. {_LABELS}.")] = "meta-lstm"
+    recipe: str = "best"
+    """Where the defaults come from. `paper`: the authors' settings, to the letter; `best`: what measured best."""
+    data: Annotated[str, tyro.conf.arg(help=f"Data set: {DATA}")] = "glyphs"
+    kind: Kind = "auto"
+    """What the images of folder:DIR show. `drawing`: strokes on paper, read in gray with the paper dark; `photo`:
+    anything that is the same in a mirror; `auto`: read as photos, and mirrored unless they look like drawings."""
+    learner: Annotated[str, tyro.conf.arg(help=f"Network: {', '.join(LEARNERS)}.")] = "conv4"
+    n_way: Annotated[int, Meta(ge=2)] = 5
+    """Classes in an episode."""
+    n_shot: Count = 5
+    """Support images of a class."""
+    n_query: Count = 15
+    """Query images of a class."""
+    out: Path | None = None
+    """Run folder; runs/METHOD-DATA-5w5s-RECIPE by default."""
+    resume: bool = False
+    """Resume the run in `--out`."""
+    image_size: int | None = None
+    """Height and width that images are resized to, in pixels; as the data set says by default, 32 for a folder."""
+    tensorboard: bool = False
+    """Also write a TensorBoard event file into the run folder: `tensorboard --logdir runs` shows it as it grows."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Train, then write `report.html`."""
+        device = self.common.start()
+        from metalstm import checkpoint, distributed, kernels, report
+        from metalstm.evaluation import allow_tf32
+        from metalstm.training import train
+
+        with distributed.all_fail_together():
+            traits = traits_of(self.data, self.kind)
+            meta_sets = data.load(self.data, self.common.data_root, self.image_size, traits)
+            if device.startswith("cpu") and process.is_first_of_machine():
+                kernels.build()
+        if device.startswith("cpu"):
+            kernels.build()  # the other processes of a machine load what the first has built
+        config = self.config(meta_sets)
+        allow_tf32(config.learner_settings.precision)
+        name = f"{self.method}-{meta_sets.short_name}-{self.n_way}w{self.n_shot}s-{self.recipe}"
+        out = self.out or Path("runs") / name
+        is_first = distributed.rank() == 0
+        with report.tensorboard(out) if self.tensorboard and is_first else contextlib.nullcontext():
+            train(config, meta_sets, out, self.resume, device)
+        if not is_first:
+            return
+        report.write_run(out, name, meta_sets.splits["meta-val"])
+        meta = checkpoint.load(out / "best.safetensors")[1]
+        console.print(
+            f"{out}: best meta-val {meta['meta_val']:.2f} % after {meta['episode']:,} episodes; "
+            f"now: metalstm evaluate {out}",
+            soft_wrap=True,
+        )
+
+    def config(self, meta_sets: MetaSets) -> RunConfig:
+        """The run on a data set."""
+        optimizer = getattr(self.inner_optimizer, "optimizer", "")
+        recipe = Recipe(
+            self.method_settings, self.training, self.learner, self.learner_settings, optimizer, self.optimizer_settings
+        )
+        task = self.n_way, self.n_shot, self.n_query
+        return recipes.run_config(meta_sets, recipe, self.method, self.recipe, *task, self.common.seed)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What chooses the options of `train` and their defaults; None where the user says nothing."""
+
+    method: str | None = None
+    recipe: str | None = None
+    data: str | None = None
+    kind: Kind | None = None
+    learner: str | None = None
+    optimizer: str | None = None
+    n_shot: int | None = None
+    out: Path | None = None
+    resume: bool = False
+
+    def agrees(self, config: RunConfig) -> bool:
+        """Whether the user names nothing that a run has otherwise."""
+        names = ("method", "recipe", "data", "learner", "optimizer", "n_shot")
+        return all(getattr(self, name) in (None, getattr(config, name)) for name in names) and self.kind is None
+
+
+def command(words: Sequence[str]) -> Train:
+    """`metalstm train WORDS`."""
+    choice, _ = tyro.cli(Choice, args=words, return_unknown_args=True, add_help=False)
+    run = _resumed(choice)
+    if run and choice.agrees(run):
+        default = _as_options(run)
+    else:
+        default = _from_recipe(choice, is_help=bool({"-h", "--help"} & {*words}))
+    kinds: Any = tuple(
+        type(part)
+        for part in (
+            default.method_settings,
+            default.learner_settings,
+            default.inner_optimizer,
+            default.optimizer_settings,
+        )
+    )
+    options: Any = Train[kinds]
+    return parse(options, words, "train", __doc__, default)
+
+
+def _resumed(choice: Choice) -> RunConfig | None:
+    """The run that is to be resumed, if there is one whose configuration can be read; `train` refuses a damaged one."""
+    if not choice.resume or choice.out is None:
+        return None
+    try:
+        return recipes.from_dict(json.loads((choice.out / "config.json").read_text()))
+    except (OSError, ValueError, UserError):
+        return None
+
+
+def _as_options(run: RunConfig) -> Train:
+    """The options that make a run."""
+    return Train(
+        **_parts(run),
+        **{name: getattr(run, name) for name in ("method", "recipe", "data", "n_way", "n_shot", "n_query")},
+        kind=kind_of(run.traits) if run.data.startswith(data.folder.PREFIX) else "auto",
+        image_size=run.image_shape[1],
+        common=Common(seed=run.seed),
+    )
+
+
+def _from_recipe(choice: Choice, is_help: bool) -> Train:
+    """The options of the recipe that the user chooses."""
+    given = {name: value for name, value in vars(choice).items() if value is not None}
+    named = {name: given.get(name, getattr(Train, name)) for name in ("method", "recipe", "data", "kind", "n_shot")}
+    try:
+        traits = data.find(named["data"], traits_of(named["data"], named["kind"])).traits
+    except UserError:
+        if not is_help:  # a folder that is not there must not keep the help back
+            raise
+        traits = Traits()
+    recipe = recipes.named(named["method"], named["recipe"], traits, named["n_shot"], choice.learner, choice.optimizer)
+    return Train(**_parts(recipe))
+
+
+def _parts(config: Recipe | RunConfig) -> Mapping[str, Any]:
+    """The fields of `Train` that are settings, with the names of learner and inner optimizer."""
+    return {
+        "method_settings": config.settings,
+        "learner": config.learner,
+        "learner_settings": config.learner_settings,
+        "inner_optimizer": InnerOptimizer(config.optimizer) if config.optimizer else NoSettings(),
+        "optimizer_settings": config.optimizer_settings,
+        "training": config.training,
+    }
