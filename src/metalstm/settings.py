@@ -110,7 +110,7 @@ def check(*settings: Any) -> None:
 
 def to_dict(settings: Any) -> dict[str, Any]:
     """Plain values, as JSON would give them back."""
-    return msgspec.to_builtins(settings)
+    return msgspec.json.decode(msgspec.json.encode(settings))
 
 
 def from_dict(kind: type[S], values: Any) -> S:

@@ -87,8 +87,9 @@ class RunFolder:
             checkpoint.restore_training_state(method, optimizer, tensors)
             return Progress.from_dict(meta["at"])
         except (KeyError, TypeError, ValueError) as error:
+            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
             raise UserError(
-                f"{self.last} is not a state of this run ({error}): train anew with another --out"
+                f"{self.last} is not a state of this run ({reason}): train anew with another --out"
             ) from error
 
     def begin(self, at: Progress, is_done: bool) -> None:
