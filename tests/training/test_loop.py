@@ -1,8 +1,6 @@
-import json
-import os
-import resource
-import shutil
-import signal
+"""The outer loop: what a run trains, validates, tunes and keeps, and that it can be resumed."""
+
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +8,16 @@ import pytest
 import torch
 
 import helpers
-from helpers import TINY, assert_same_tensors, flags, metalstm, method_config, metrics, start, stop_after, tiny_config
-from metalstm import checkpoint, training
-from metalstm.errors import Interrupted, UserError
-from metalstm.methods import GradientMethod, Pretrained
-from metalstm.training import train
+from helpers import assert_same_tensors, metrics, tiny_config
+from metalstm import checkpoint, recipes
+from metalstm.errors import UserError
+from metalstm.methods import METHODS, GradientMethod, MatchingNet, Search, finetune
+from metalstm.methods.pretrained import Pretrained
+from metalstm.training import loop, meta_train_images, step_seconds, train
+from metalstm.training.run_folder import RunFolder
 
 LINE_KEYS = {"episode", "seconds", "loss", "accuracy", "episodes_per_second"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with helpers.one_thread():
-        yield
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(autouse=True)
-def _decode_into(cache, monkeypatch):
-    monkeypatch.setenv("METALSTM_CACHE", str(cache))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return helpers.make_folder(tmp_path_factory.mktemp("images") / "patterns")
-
-
-@pytest.fixture
-def meta_sets(folder, _decode_into):
-    return helpers.load_folder(folder)
+SEARCH = Search(few=2, many=3, read_at=(1, 3))
 
 
 def log_of(config, meta_sets, out: Path, resume: bool = False) -> list[dict]:
@@ -51,136 +26,10 @@ def log_of(config, meta_sets, out: Path, resume: bool = False) -> list[dict]:
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-# Killed and gone on with: real processes.
-
-
-def test_killed_again_and_again_a_run_ends_with_the_same_bits(folder, cache, tmp_path):
-    command = ["train", *TINY, *flags(data=f"folder:{folder}", episodes=50, val_every=4, val_episodes=2, threads=1)]
-    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    done = metalstm(*command, "--out", whole, cache=cache)
-    assert done.returncode == 0, done.stderr
-    assert len(metrics(whole)) == 13  # each fourth episode, and the last
-
-    for resume, n_lines, delay in (([], 2, 0.0), (["--resume"], 4, 0.06), (["--resume"], 8, 0.003)):
-        process = start(*command, *resume, "--out", pieces, cache=cache)
-        stop_after(process, pieces / "metrics.jsonl", n_lines, signal.SIGKILL, delay)
-        assert process.returncode == -signal.SIGKILL
-    done = metalstm(*command, "--resume", "--out", pieces, cache=cache)
-    assert done.returncode == 0, done.stderr
-    assert "going on after episode" in done.stderr
-
-    assert_same_tensors(whole / "last.safetensors", pieces / "last.safetensors")
-    assert_same_tensors(whole / "best.safetensors", pieces / "best.safetensors")
-    assert metrics(whole) == metrics(pieces)
-
-
-def test_interrupted_a_run_says_how_to_go_on_and_ends_with_the_same_bits(folder, cache, tmp_path):
-    options = {"order": 2, "meta_batch": 2, "lr_decay": True, "query_norm": "support", "train_query_norm": "support"}
-    episodes = 120
-    options |= {"data": f"folder:{folder}", "episodes": episodes, "val_every": 4, "val_episodes": 2, "threads": 1}
-    command = ["train", *TINY, *flags(**options)]
-    whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    done = metalstm(*command, "--out", whole, cache=cache)
-    assert done.returncode == 0, done.stderr
-
-    for resume, more_lines, number in (
-        ([], 1, signal.SIGINT),
-        (["--resume"], 2, signal.SIGTERM),
-        (["--resume"], 3, signal.SIGKILL),
-    ):
-        # Lines of this process: a signal that comes before it is ready for one would end it at once.
-        n_lines = more_lines + (len(metrics(pieces)) if resume else 0)
-        process = start(*command, *resume, "--out", pieces, cache=cache)
-        said = stop_after(process, pieces / "metrics.jsonl", n_lines, number, delay=0.05)
-        if number == signal.SIGKILL:
-            continue
-        assert process.returncode == 130
-        _, meta = checkpoint.load(pieces / "last.safetensors")
-        assert said.splitlines()[-1] == (
-            f"metalstm: saved after episode {meta['episode']}; go on with the same command and --resume"
-        )
-        assert "Traceback" not in said
-        assert meta["episode"] == metrics(pieces)[-1]["episode"] < episodes
-    done = metalstm(*command, "--resume", "--out", pieces, cache=cache)
-    assert done.returncode == 0, done.stderr
-
-    assert_same_tensors(whole / "last.safetensors", pieces / "last.safetensors")
-    assert_same_tensors(whole / "best.safetensors", pieces / "best.safetensors")
-    # An interrupted run has a line more for each interruption.
-    values = [{line["episode"]: line.get("meta_val") for line in metrics(run)} for run in (whole, pieces)]
-    assert values[0].items() <= values[1].items()
-
-
-@pytest.mark.parametrize("limit", [100, 7_000], ids=["configuration", "resume state"])
-def test_a_full_disk_is_told_in_one_line_and_a_run_goes_on_from_there(folder, meta_sets, cache, tmp_path, limit):
-    out = tmp_path / "run"
-    command = ["train", *TINY, *flags(data=f"folder:{folder}", recipe="paper", episodes=20, val_every=10, threads=1)]
-    command += flags(val_episodes=2, out=out)
-
-    def fill_the_disk():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    full = metalstm(*command, cache=cache, preexec_fn=fill_the_disk)
-    assert (full.returncode, full.stdout) == (2, "")
-    assert full.stderr.count("\n") == 1, full.stderr
-    file = "config.json" if limit == 100 else "last.safetensors"
-    assert full.stderr.startswith(f"metalstm: cannot write {out / file} (")
-    assert full.stderr.endswith("): File too large: free some space or choose another folder\n")
-    assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
-
-    train(tiny_config(meta_sets, episodes=20, val_every=10), meta_sets, out, resume=True)
-    train(tiny_config(meta_sets, episodes=20, val_every=10), meta_sets, tmp_path / "whole")
-    assert_same_tensors(tmp_path / "whole" / "last.safetensors", out / "last.safetensors")
-    assert metrics(tmp_path / "whole") == metrics(out)
-
-
-# The same, in this process.
-
-
-def test_a_full_disk_at_a_line_of_metrics_is_told_by_its_name(meta_sets, tmp_path):
-    out = tmp_path / "run"
-    train(tiny_config(meta_sets, episodes=5, val_every=5), meta_sets, out)
-    room = 20_000
-    (line,) = (out / "metrics.jsonl").read_text().splitlines()
-    (out / "metrics.jsonl").write_text(line.ljust(room - 1) + "\n")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        with pytest.raises(UserError, match=f"^cannot write {out / 'metrics.jsonl'} .*: File too large: free some"):
-            train(tiny_config(meta_sets, episodes=10, val_every=5), meta_sets, out, resume=True)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    train(tiny_config(meta_sets, episodes=10, val_every=5), meta_sets, out, resume=True)
-    whole = log_of(tiny_config(meta_sets, episodes=10, val_every=5), meta_sets, tmp_path / "whole")
-    assert metrics(out) == whole
-
-
-def test_what_was_written_after_the_last_saved_state_is_made_anew(meta_sets, tmp_path):
-    long, whole, out = (tiny_config(meta_sets, episodes=20, val_every=5, lr=0.01), tmp_path / "whole", tmp_path / "run")
-    train(long, meta_sets, whole)
-    train(tiny_config(meta_sets, episodes=10, val_every=5, lr=0.01), meta_sets, out)
-    early = (out / "last.safetensors").read_bytes()
-    train(long, meta_sets, out, resume=True)
-    # As if killed while the 20th episode's line was being written, with the state of the 10th still there.
-    (out / "last.safetensors").write_bytes(early)
-    (out / "metrics.jsonl").write_bytes((whole / "metrics.jsonl").read_bytes()[:-20])
-    train(long, meta_sets, out, resume=True)
-    assert_same_tensors(whole / "last.safetensors", out / "last.safetensors")
-    assert_same_tensors(whole / "best.safetensors", out / "best.safetensors")
-    assert metrics(out) == metrics(whole)
-
-
-def test_killed_before_the_first_state_a_run_starts_again(meta_sets, tmp_path):
-    config, whole, out = tiny_config(meta_sets, episodes=10, val_every=5), tmp_path / "whole", tmp_path / "run"
-    train(config, meta_sets, whole)
-    shutil.copytree(whole, out)
-    (out / "last.safetensors").unlink()
-    train(config, meta_sets, out, resume=True)
-    assert_same_tensors(whole / "last.safetensors", out / "last.safetensors")
-    assert metrics(out) == metrics(whole)
+# Resume.
 
 
 def test_resume_without_a_run_makes_one(meta_sets, tmp_path):
@@ -200,7 +49,6 @@ def test_a_run_can_be_made_longer(meta_sets, tmp_path):
     assert_same_tensors(whole / "last.safetensors", out / "last.safetensors")
     assert_same_tensors(whole / "best.safetensors", out / "best.safetensors")
     assert metrics(out) == metrics(whole)
-    assert json.loads((out / "config.json").read_text()) == long.to_dict()
 
 
 def test_a_finished_run_stays_as_it_is(meta_sets, tmp_path):
@@ -212,29 +60,6 @@ def test_a_finished_run_stays_as_it_is(meta_sets, tmp_path):
     assert bytes_of(out) == before
 
 
-def test_a_state_whose_configuration_is_lost_is_neither_overwritten_nor_gone_on_with_otherwise(meta_sets, tmp_path):
-    out = tmp_path / "run"
-    config = tiny_config(meta_sets, episodes=10, val_every=5)
-    train(config, meta_sets, out)
-    (out / "config.json").unlink()
-    with pytest.raises(UserError, match="already holds a run"):
-        train(config, meta_sets, out)
-    with pytest.raises(UserError, match=r"holds another run \(lr "):
-        train(tiny_config(meta_sets, episodes=10, val_every=5, lr=0.5), meta_sets, out, resume=True)
-    train(config, meta_sets, out, resume=True)
-    assert json.loads((out / "config.json").read_text()) == config.to_dict()
-
-
-def test_only_its_own_leftovers_are_removed(meta_sets, tmp_path):
-    out = tmp_path / "run"
-    out.mkdir()
-    for name in (".mine.tmp", ".last.safetensors.123.tmp"):
-        (out / name).write_text("")
-    train(tiny_config(meta_sets, episodes=5, val_every=5), meta_sets, out)
-    assert (out / ".mine.tmp").exists()
-    assert not (out / ".last.safetensors.123.tmp").exists()
-
-
 def test_fewer_episodes_than_done_do_not_change_what_is_recorded(meta_sets, tmp_path):
     out = tmp_path / "run"
     train(tiny_config(meta_sets, episodes=10, val_every=5), meta_sets, out)
@@ -244,37 +69,17 @@ def test_fewer_episodes_than_done_do_not_change_what_is_recorded(meta_sets, tmp_
     assert bytes_of(out) == before
 
 
-@pytest.fixture
-def ctrl_c_while_validating(monkeypatch):
-    """Sends a real SIGINT from within every validation."""
-
-    def interrupted(*args):
-        os.kill(os.getpid(), signal.SIGINT)
-        return evaluate(*args)
-
-    evaluate = training.evaluate
-    monkeypatch.setattr(training, "evaluate", interrupted)
-    yield
-    monkeypatch.undo()
+TRAINED = [name for name, kind in METHODS.items() if kind.meta_trained]
 
 
-def test_ctrl_c_while_validating_ends_a_run_one_step_later(meta_sets, tmp_path, request):
-    config, whole, out = tiny_config(meta_sets, episodes=15, val_every=5), tmp_path / "whole", tmp_path / "run"
-    train(config, meta_sets, whole)
-    train(tiny_config(meta_sets, episodes=5, val_every=5), meta_sets, out)
-    request.getfixturevalue("ctrl_c_while_validating")
-    handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=r"^saved after episode 11$"):
-        train(config, meta_sets, out, resume=True)
-    assert signal.getsignal(signal.SIGINT) is handler
-    # The run is on its way to 15 episodes, and not there.
-    assert json.loads((out / "config.json").read_text()) == config.to_dict()
-    # Interrupted again, at its very end: there is nothing left to go on with.
-    train(config, meta_sets, out, resume=True)
-    assert json.loads((out / "config.json").read_text()) == config.to_dict()
-    assert_same_tensors(whole / "last.safetensors", out / "last.safetensors")
-    assert_same_tensors(whole / "best.safetensors", out / "best.safetensors")
-    assert [line["episode"] for line in metrics(out)] == [5, 10, 11, 15]
+@pytest.mark.parametrize("method", TRAINED)
+def test_every_method_resumes_to_the_same_bits(meta_sets, tmp_path, method):
+    config = tiny_config(meta_sets, method, episodes=6)
+    train(config, meta_sets, tmp_path / "whole")
+    train(tiny_config(meta_sets, method, episodes=3), meta_sets, tmp_path / "parts")
+    train(config, meta_sets, tmp_path / "parts", resume=True)
+    assert_same_tensors(tmp_path / "whole" / "last.safetensors", tmp_path / "parts" / "last.safetensors")
+    assert checkpoint.load_method(tmp_path / "whole")[1] == config
 
 
 # The outer loop.
@@ -329,7 +134,7 @@ def test_lines_of_metrics(meta_sets, tmp_path):
     assert seconds[0] > 0
 
 
-def test_a_line_tells_the_mean_since_the_line_before(meta_sets, tmp_path):
+def test_a_line_holds_the_mean_since_the_line_before(meta_sets, tmp_path):
     single = log_of(tiny_config(meta_sets, episodes=4, val_every=1), meta_sets, tmp_path / "single")
     pairs = log_of(tiny_config(meta_sets, episodes=4, val_every=2), meta_sets, tmp_path / "pairs")
     assert len({line["loss"] for line in single}) == 4
@@ -339,7 +144,7 @@ def test_a_line_tells_the_mean_since_the_line_before(meta_sets, tmp_path):
 
 
 def test_the_learning_rate_falls_along_half_a_cosine():
-    factors = [training._cosine(progress) for progress in (0.0, 0.25, 0.5, 1.0)]
+    factors = [loop._cosine(progress) for progress in (0.0, 0.25, 0.5, 1.0)]
     assert factors == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, 0])
 
 
@@ -351,6 +156,7 @@ def test_lr_decay_rotations_and_meta_batch_change_the_weights(meta_sets, tmp_pat
         "optimizer_lr": {"optimizer_lr": 0.01},
         "decay": {"lr_decay": True},
         "rotations": {"rotations": True},
+        "mirrors": {"mirrors": True},
         "meta_batch": {"meta_batch": 2},
     }
     for name, options in variants.items():
@@ -361,10 +167,90 @@ def test_lr_decay_rotations_and_meta_batch_change_the_weights(meta_sets, tmp_pat
             assert not torch.equal(one["method.body_0"], other["method.body_0"])
 
 
+def test_a_run_is_trained_on_the_images_and_classes_that_its_settings_add(meta_sets):
+    plain, mirrored, rotated = (
+        meta_train_images(tiny_config(meta_sets, **options), meta_sets)
+        for options in ({}, {"mirrors": True}, {"mirrors": True, "rotations": True})
+    )
+    assert (len(plain.classes), len(plain.images)) == (6, 12 * 8)  # of all splits, which share them
+    assert (len(mirrored.classes), len(mirrored.images)) == (6, 2 * 6 * 8)
+    assert (len(rotated.classes), len(rotated.images)) == (24, 4 * 2 * 6 * 8)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(meta_sets, tmp_path):
+    out, settings = tmp_path / "run", {"input_bias": (200.0, 200.0), "lr": 1e9, "optimizer_lr": 1e9}
+    train(tiny_config(meta_sets, episodes=1, **settings), meta_sets, out)
+    good = (out / "last.safetensors").read_bytes()
+    with pytest.raises(UserError) as error:
+        train(tiny_config(meta_sets, episodes=9, **settings), meta_sets, out, resume=True)
+    assert str(error.value).startswith("the loss is no longer finite at episode 9 (loss nan, gradient nan): lower --lr")
+    assert str(error.value).endswith(f"{out} keeps the last good state")
+    assert (out / "last.safetensors").read_bytes() == good
+
+
+def test_seconds_of_a_step_are_of_a_step_and_of_nothing_where_nothing_is_trained(meta_sets):
+    assert step_seconds(tiny_config(meta_sets, episodes=1), meta_sets) > 0
+    assert step_seconds(tiny_config(meta_sets, "pixels"), meta_sets) == 0
+
+
+# Groups of parameters.
+
+
+class Grouped(MatchingNet):
+    """Its groups are what a test sets."""
+
+    groups: dict[str, list[str]]
+
+    def parameter_groups(self):
+        return {rate: [getattr(self, name) for name in names] for rate, names in self.groups.items()}
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ({}, "parameter_groups of Grouped must have each trained parameter once, but misses or repeats body"),
+        (
+            {"lr": ["body"], "optimizer_lr": ["body"]},
+            "parameter_groups of Grouped must have each trained parameter once, but misses or repeats body",
+        ),
+        (
+            {"lrs": ["body"]},
+            "unknown learning rate of parameter_groups 'lrs', did you mean 'lr'? allowed: lr, optimizer_lr",
+        ),
+    ],
+    ids=["none", "twice", "unknown rate"],
+)
+def test_a_parameter_in_no_group_or_in_two_is_refused(meta_sets, tmp_path, monkeypatch, groups, message):
+    monkeypatch.setitem(METHODS, "grouped", Grouped)
+    monkeypatch.setattr(Grouped, "groups", groups, raising=False)
+    config = replace(tiny_config(meta_sets, "matching-net", episodes=2), method="grouped")
+    with pytest.raises(UserError) as error:
+        train(config, meta_sets, tmp_path / "run")
+    assert str(error.value) == message
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_group_is_trained_at_its_own_rate(meta_sets):
+    """The gates learn at `optimizer_lr`, everything else at `lr`, which the first step of Adam shows."""
+    config = tiny_config(meta_sets, episodes=1, lr=1e-2, optimizer_lr=1e-4, clip=None)
+    method = recipes.build(config)
+    optimizer = loop._outer_optimizer(method, config.training)
+    before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
+    for parameter in method.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for name, parameter in method.named_parameters():
+        rate = 1e-4 if name.startswith("optimizer.") else 1e-2
+        torch.testing.assert_close(before[name] - parameter, torch.full_like(parameter, rate), rtol=1e-3, atol=1e-6)
+
+
+# Pre-training.
+
+
 def test_pre_training_gives_the_start(meta_sets, tmp_path):
     """theta_0 and its moments are those of the run folder within, and the shared head is 0; it is not done again."""
-    config = tiny_config(meta_sets, {"shared_head": True}, episodes=1, val_every=1, pretrain=3, mirrors=True, lr=1e-9)
-    train(config, meta_sets, tmp_path / "run")
+    settings = {"shared_head": True, "val_every": 1, "pretrain": 3, "mirrors": True, "lr": 1e-9}
+    train(tiny_config(meta_sets, episodes=1, **settings), meta_sets, tmp_path / "run")
     method, _, _ = checkpoint.load_method(tmp_path / "run" / "last.safetensors")
     pretrained, pretraining, _ = checkpoint.load_method(tmp_path / "run" / "pretrained")
     assert isinstance(method, GradientMethod)
@@ -376,130 +262,193 @@ def test_pre_training_gives_the_start(meta_sets, tmp_path):
     assert method.head_0.abs().max() < 1e-6
     assert [line["episode"] for line in metrics(tmp_path / "run" / "pretrained")] == [3]
     before = bytes_of(tmp_path / "run" / "pretrained")
-    longer = tiny_config(meta_sets, {"shared_head": True}, episodes=2, val_every=1, pretrain=3, mirrors=True, lr=1e-9)
-    train(longer, meta_sets, tmp_path / "run", resume=True)
+    train(tiny_config(meta_sets, episodes=2, **settings), meta_sets, tmp_path / "run", resume=True)
     assert bytes_of(tmp_path / "run" / "pretrained") == before
 
 
-@pytest.mark.parametrize("method", ["pretrained", "matching-net", "matching-net-fce"])
-def test_other_methods_resume_to_the_same_bits(meta_sets, tmp_path, method):
-    config = method_config(method, meta_sets, episodes=6)
-    train(config, meta_sets, tmp_path / "whole")
-    train(method_config(method, meta_sets, episodes=3), meta_sets, tmp_path / "parts")
-    train(config, meta_sets, tmp_path / "parts", resume=True)
-    assert_same_tensors(tmp_path / "whole" / "last.safetensors", tmp_path / "parts" / "last.safetensors")
-    assert checkpoint.load_method(tmp_path / "whole")[1] == config
+def test_minutes_bound_the_pre_training_too_and_more_of_them_go_on(meta_sets, tmp_path):
+    """A run whose minutes end in its pre-training is validated as it is; with more minutes it ends as any other."""
+    settings = {"shared_head": True, "episodes": 4, "val_every": 2, "pretrain": 5}
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    train(tiny_config(meta_sets, **settings, minutes=1e-9), meta_sets, out)
+    assert [line["episode"] for line in metrics(out / "pretrained")] == [1]
+    assert [(line["episode"], line.keys()) for line in metrics(out)] == [(0, {"episode", "meta_val"})]
+    assert checkpoint.load(out / "best.safetensors")[1]["episode"] == 0
+    assert not (out / "last.safetensors").exists()
+
+    train(tiny_config(meta_sets, **settings, minutes=1e9), meta_sets, out, resume=True)
+    train(tiny_config(meta_sets, **settings), meta_sets, whole)
+    for file in ("last", "best", "pretrained/last"):
+        assert_same_tensors(whole / f"{file}.safetensors", out / f"{file}.safetensors")
+    assert [line["episode"] for line in metrics(out)] == [2, 4]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(meta_sets, tmp_path):
-    out = tmp_path / "run"
-    settings = {"input_bias": (200.0, 200.0)}
-    train(tiny_config(meta_sets, settings, episodes=1, lr=1e30), meta_sets, out)
-    good = (out / "last.safetensors").read_bytes()
+def test_the_seconds_of_the_pre_training_are_seconds_of_the_run(meta_sets, tmp_path):
+    train(tiny_config(meta_sets, shared_head=True, episodes=1, pretrain=2), meta_sets, tmp_path / "own")
+    pretraining = metrics(tmp_path / "own" / "pretrained", timing=True)[-1]["seconds"]
+    assert metrics(tmp_path / "own", timing=True)[0]["seconds"] > pretraining > 0
+
+
+def test_runs_can_share_a_pre_training(meta_sets, tmp_path):
+    config, shared = tiny_config(meta_sets, shared_head=True, episodes=1, pretrain=2), tmp_path / "shared"
+    train(config, meta_sets, tmp_path / "one", pretrained=shared)
+    before = bytes_of(shared)
+    other = tiny_config(meta_sets, "matching-net", episodes=1, pretrain=2)
+    train(other, meta_sets, tmp_path / "other", pretrained=shared)
+    assert bytes_of(shared) == before
+    assert not (tmp_path / "one" / "pretrained").exists()
+    method, _, _ = checkpoint.load_method(tmp_path / "other" / "last.safetensors")
+    start = checkpoint.load_method(shared)[0].network().body
+    assert (method.network().body - start).abs().max() < 1e-3  # a step away
+    train(config, meta_sets, tmp_path / "alone")
+    assert_same_tensors(tmp_path / "one" / "last.safetensors", tmp_path / "alone" / "last.safetensors")
+
+
+def test_a_method_without_a_network_cannot_be_pre_trained(meta_sets, tmp_path):
     with pytest.raises(UserError) as error:
-        train(tiny_config(meta_sets, settings, episodes=3, lr=1e30), meta_sets, out, resume=True)
-    assert str(error.value).startswith("the loss is no longer finite at episode 3 (loss nan, gradient nan): lower --lr")
-    assert str(error.value).endswith(f"{out} keeps the last good state")
-    assert (out / "last.safetensors").read_bytes() == good
+        train(tiny_config(meta_sets, "pixels", pretrain=2), meta_sets, tmp_path / "run")
+    assert str(error.value) == ("Nearest neighbor, pixels has no network that could be pre-trained: pass --pretrain 0")
 
 
-# What --resume refuses.
+# Methods without meta-training.
 
 
-def test_a_folder_that_holds_a_run_is_not_written_to(meta_sets, tmp_path):
-    config, out = tiny_config(meta_sets, episodes=2), tmp_path / "run"
+def test_pixels_are_validated_and_kept(meta_sets, tmp_path):
+    config, out = tiny_config(meta_sets, "pixels"), tmp_path / "run"
     train(config, meta_sets, out)
+    assert set(bytes_of(out)) == {"config.json", "metrics.jsonl", "best.safetensors"}
+    (line,) = metrics(out, timing=True)
+    tensors, meta = checkpoint.load(out / "best.safetensors")
+    assert (tensors, meta["episode"], meta["meta_val"]) == ({}, 0, line["meta_val"])
+    assert line == {"episode": 0, "seconds": 0.0, "meta_val": line["meta_val"]}
+    assert checkpoint.load_method(out)[1] == config
     before = bytes_of(out)
-    with pytest.raises(UserError) as error:
-        train(config, meta_sets, out)
-    assert str(error.value) == f"{out} already holds a run: pass --resume to go on with it, or another --out"
+    train(config, meta_sets, out, resume=True)
     assert bytes_of(out) == before
 
 
-def test_resume_names_every_setting_that_is_another(meta_sets, tmp_path):
-    out = tmp_path / "run"
-    train(tiny_config(meta_sets, episodes=2), meta_sets, out)
-    before = bytes_of(out)
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in TRAINED])
+def test_what_is_not_meta_trained_takes_no_episodes(meta_sets, tmp_path, method):
     with pytest.raises(UserError) as error:
-        train(tiny_config(meta_sets, {"filters": 5}, episodes=9, lr=0.5), meta_sets, out, resume=True)
-    assert str(error.value) == (
-        f"{out} holds another run (filters 4 there, 5 now; lr 0.001 there, 0.5 now): use its settings, or another --out"
+        train(tiny_config(meta_sets, method, episodes=3), meta_sets, tmp_path / "run")
+    assert str(error.value) == f"--episodes 3: {method} is not meta-trained: pass --episodes 0"
+    assert not (tmp_path / "run").exists()
+
+
+def finetuning(meta_sets, **changes: Any):
+    return tiny_config(meta_sets, "finetune", pretrain=4, rules=("sgd", "momentum"), **changes)
+
+
+def test_fine_tuning_is_pre_trained_validated_and_tuned(meta_sets, tuned_run):
+    config, out = finetuning(meta_sets), tuned_run
+    own = {"config.json", "metrics.jsonl", "best.safetensors", "tuned-sgd.json", "tuned-momentum.json"}
+    assert {name for name in bytes_of(out) if not name.startswith("pretrained")} == own
+    method, tuned, meta = checkpoint.load_method(out)
+    chosen = meta["chosen"]
+    assert chosen["rule"] in ("sgd", "momentum")
+    assert (tuned.optimizer, tuned.optimizer_settings.rate, tuned.settings.epochs) == (
+        chosen["rule"],
+        chosen["rate"],
+        chosen["steps"],
     )
+    assert meta["meta_val"] == chosen["meta_val"] >= metrics(out)[-1]["meta_val"] - 20
+    assert replace(tuned, settings=config.settings, optimizer="sgd", optimizer_settings=config.optimizer_settings) == (
+        config
+    )
+    pretrained = checkpoint.load_method(out / "pretrained" / "last.safetensors")[0]
+    assert torch.equal(method.network().body, pretrained.network().body)
+    before = bytes_of(out)
+    train(config, meta_sets, out, resume=True, search=SEARCH)
     assert bytes_of(out) == before
 
 
-def test_resume_refuses_other_data_under_the_same_name(meta_sets, folder, tmp_path):
-    out, images = tmp_path / "run", tmp_path / "images"
-    shutil.copytree(folder, images)
-    first = helpers.load_folder(images)
-    train(tiny_config(first, episodes=2), first, out)
-    (images / "class 00" / "0.png").unlink()
-    second = helpers.load_folder(images)
-    with pytest.raises(UserError) as error:
-        train(tiny_config(second, episodes=2), second, out, resume=True)
-    assert str(error.value).startswith(f"{out} holds another run (data_digest {first.digest!r} there")
+@pytest.fixture(scope="module")
+def tuned_run(folder, cache, tmp_path_factory) -> Path:
+    """A run of fine-tuning that nothing came in the way of."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch, helpers.one_thread():
+        patch.setenv("METALSTM_CACHE", str(cache))
+        meta_sets = helpers.load_folder(folder)
+        train(finetuning(meta_sets), meta_sets, out, search=SEARCH)
+    return out
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": 1}', '{"config": {}}', '{"config": {"training": 1}}'])
-def test_a_damaged_config_is_told_in_one_line(meta_sets, tmp_path, text):
+def assert_same_choice(run: Path, other: Path) -> None:
+    assert_same_tensors(run / "best.safetensors", other / "best.safetensors")
+    one, two = (checkpoint.load(each / "best.safetensors")[1] for each in (run, other))
+    assert (one["config"]["settings"], one["chosen"]) == (two["config"]["settings"], two["chosen"])
+    assert metrics(run) == metrics(other)
+
+
+class Killed(BaseException):
+    """As a process that ends at once: no handler of the package takes it."""
+
+
+@pytest.mark.parametrize("at", ["pre-training", "validation", "best", "first rule", "second rule", "choice"])
+def test_killed_on_its_way_to_a_choice_a_run_makes_the_same(meta_sets, tuned_run, tmp_path, monkeypatch, at):
+    config, out = finetuning(meta_sets), tmp_path / "run"
+
+    def kill_in(target: Any, name: str, call: int = 1) -> None:
+        original, calls = getattr(target, name), []
+
+        def killed(*args: Any, **more: Any) -> Any:
+            calls.append(args)
+            if len(calls) == call:
+                raise Killed
+            return original(*args, **more)
+
+        monkeypatch.setattr(target, name, killed)
+
+    match at:
+        case "pre-training":
+            kill_in(Pretrained, "forward", 3)
+        case "validation":
+            kill_in(loop, "evaluate", 2)  # the first is of the pre-training
+        case "best":
+            kill_in(RunFolder, "save_best", 2)
+        case "first rule":
+            kill_in(finetune, "tune_rule", 1)
+        case "second rule":
+            kill_in(finetune, "tune_rule", 2)
+        case "choice":
+            kill_in(RunFolder, "save_best", 3)
+    with pytest.raises(Killed):
+        train(config, meta_sets, out, search=SEARCH)
+    monkeypatch.undo()
+    train(config, meta_sets, out, resume=True, search=SEARCH)
+    assert_same_choice(tuned_run, out)
+
+
+def test_a_longer_pre_training_is_tuned_anew(meta_sets, tuned_run, tmp_path):
+    """Choices that were made on a network which is trained further are not kept."""
     out = tmp_path / "run"
-    train(tiny_config(meta_sets, episodes=2), meta_sets, out)
-    (out / "config.json").write_text(text)
-    with pytest.raises(UserError) as error:
-        train(tiny_config(meta_sets, episodes=2), meta_sets, out, resume=True)
-    assert str(error.value).startswith(f"{out / 'config.json'} is damaged (")
-    assert str(error.value).endswith("): restore it, or train anew with another --out")
+    train(finetuning(meta_sets, minutes=1e-9), meta_sets, out, search=SEARCH)
+    assert [line["episode"] for line in metrics(out / "pretrained")] == [1]
+    train(finetuning(meta_sets, minutes=1e9), meta_sets, out, resume=True, search=SEARCH)
+    assert_same_choice(tuned_run, out)
 
 
-def faulty(path: Path, fault: str) -> None:
-    """Damage a resume state."""
-    tensors, meta = checkpoint.load(path)
-    match fault:
-        case "empty":
-            path.write_bytes(b"")
-        case "cut":
-            path.write_bytes(path.read_bytes()[:-1])
-        case "no state":
-            checkpoint.save(path, tensors, {key: value for key, value in meta.items() if key != "at"})
-        case "half a state":
-            checkpoint.save(path, tensors, meta | {"at": {"episode": 2}})
-        case "shape":
-            checkpoint.save(path, tensors | {"method.body_0": torch.zeros(3)}, meta)
-        case "optimiser's shape":
-            checkpoint.save(path, tensors | {"optimizer.0.exp_avg": torch.zeros(3)}, meta)
-        case "best in its place":
-            shutil.copy(path.with_name("best.safetensors"), path)
-        case "foreign tensor":
-            checkpoint.save(path, tensors | {"optimizer.x": torch.zeros(3)}, meta)
+class Tuned(MatchingNet):
+    """Meta-trained and then tuned: the scale that is chosen says which weights it was chosen for."""
+
+    def tune(self, tuning):
+        kept = tuning.keep("scale", lambda: {"scale": 1 + self.body.abs().sum().item()})
+        chosen = {**kept, "meta_val": 50.0}
+        return {"settings": replace(self.settings, scale=kept["scale"]), "chosen": chosen}
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        "empty",
-        "cut",
-        "no state",
-        "half a state",
-        "shape",
-        "optimiser's shape",
-        "best in its place",
-        "foreign tensor",
-    ],
-)
-def test_a_damaged_resume_state_is_told_in_one_line(meta_sets, tmp_path, fault):
-    out = tmp_path / "run"
-    train(tiny_config(meta_sets, episodes=2), meta_sets, out)
-    faulty(out / "last.safetensors", fault)
-    with pytest.raises(UserError) as error:
-        train(tiny_config(meta_sets, episodes=4), meta_sets, out, resume=True)
-    assert str(error.value).startswith(f"{out / 'last.safetensors'} ")
+def test_a_run_made_longer_is_tuned_anew(meta_sets, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "tuned", Tuned)
 
+    def config(episodes: int):
+        return replace(tiny_config(meta_sets, "matching-net", episodes=episodes, val_every=1, lr=0.1), method="tuned")
 
-@pytest.mark.parametrize("text", ["{}\n", "\0\0\0\n"], ids=["another object", "zeros"])
-def test_damaged_metrics_are_told_in_one_line(meta_sets, tmp_path, text):
-    out = tmp_path / "run"
-    train(tiny_config(meta_sets, episodes=2), meta_sets, out)
-    (out / "metrics.jsonl").write_text(text)
-    with pytest.raises(UserError) as error:
-        train(tiny_config(meta_sets, episodes=4), meta_sets, out, resume=True)
-    assert str(error.value).startswith(f"{out / 'metrics.jsonl'} ")
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    for episodes in (1, 8):
+        train(config(episodes), meta_sets, out, resume=True)
+        method, tuned, meta = checkpoint.load_method(out)
+        assert tuned.settings.scale == meta["chosen"]["scale"] == 1 + method.body.abs().sum().item()
+        assert meta["meta_val"] == 50.0
+    train(config(8), meta_sets, whole)
+    assert_same_tensors(whole / "best.safetensors", out / "best.safetensors")
+    assert_same_tensors(whole / "last.safetensors", out / "last.safetensors")
