@@ -25,7 +25,8 @@ def to_onnx(classifier: Classifier, path: Path) -> None:
     """Write an ONNX file, checked with onnxruntime; its `metadata_props` are those of `metadata`.
 
     Raises:
-        UserError: The packages are not installed, or onnxruntime gives other probabilities.
+        UserError: The packages are not installed, ONNX lacks an operation of the method, or onnxruntime gives other
+            probabilities.
     """
     try:
         import onnx  # noqa: F401  # what torch.onnx needs
@@ -33,9 +34,10 @@ def to_onnx(classifier: Classifier, path: Path) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"ONNX needs further packages ({error}): pip install 'metalstm[export]'") from error
-    with _quiet():
+    program = _program(classifier)
+    with _quiet(), _refused("ONNX", "pass --format torch"):
         program = torch.onnx.export(
-            _program(classifier), input_names=["images"], output_names=["probabilities"], dynamo=True, verbose=False
+            program, input_names=["images"], output_names=["probabilities"], dynamo=True, verbose=False
         )
     assert program is not None
     model = program.model_proto
@@ -51,7 +53,7 @@ def to_torch(classifier: Classifier, path: Path) -> None:
     """Write a program of torch.export; its extra file `metadata.json` holds `metadata`.
 
     Raises:
-        UserError: It gives other probabilities.
+        UserError: torch.export cannot follow the method, or the program gives other probabilities.
     """
     program, content = _program(classifier), io.BytesIO()
     _check(classifier, lambda images: program.module()(images).numpy())
@@ -83,7 +85,25 @@ def _program(classifier: Classifier) -> torch.export.ExportedProgram:
     for name, tensor in network.method.state_dict(keep_vars=True).items():
         if name in spent:
             tensor.data = tensor.data.new_empty(0)
-    return torch.export.export(network, (_images(classifier, 2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    with _refused("a program of torch.export", "use the file of the classifier itself"):
+        return torch.export.export(network, (_images(classifier, 2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+
+
+@contextlib.contextmanager
+def _refused(form: str, instead: str) -> Iterator[None]:
+    """Turn whatever an exporter raises into one line, with the first cause.
+
+    Raises:
+        UserError: The exporter failed.
+    """
+    try:
+        yield
+    except Exception as error:  # exporters raise nearly anything
+        cause: BaseException = error
+        while cause.__cause__:
+            cause = cause.__cause__
+        reason = (str(cause) or type(cause).__name__).splitlines()[0]
+        raise UserError(f"this method cannot be written as {form} ({reason}): {instead}") from error
 
 
 @contextlib.contextmanager

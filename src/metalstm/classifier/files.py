@@ -47,7 +47,7 @@ def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any]]:
         UserError: The file is missing, damaged, or not a classifier.
     """
     if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file that metalstm adapt has written")
+        raise UserError(f"{path} is a folder: give a file that metalstm adapt has written")
     tensors, meta = checkpoint.load(path)
     if "classes" not in meta:
         raise UserError(

@@ -46,7 +46,7 @@ def as_list(images: Any) -> list[Any]:
     """
     is_one = isinstance(images, str) or not hasattr(images, "__iter__")
     if is_one or (isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[-1] in (1, 3, 4)):
-        raise UserError("one image where several are expected: pass a list, [image]")
+        raise UserError("one image where several are expected: give a list, [image]")
     return list(images)
 
 
@@ -63,10 +63,10 @@ def as_labels(labels: Any, n_images: int, least: int = 1) -> np.ndarray:
     """
     labels = np.asarray(labels)
     if labels.shape != (n_images,):
-        raise UserError(f"{n_images} images, but labels of shape {labels.shape}: pass one label for each image")
+        raise UserError(f"{n_images} images, but labels of shape {labels.shape}: give one label for each image")
     classes, counts = np.unique(labels, return_counts=True)
     if not 2 <= len(classes) <= MAX_WAY:
-        raise UserError(f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: pass 2 to {MAX_WAY}")
+        raise UserError(f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: give 2 to {MAX_WAY}")
     if counts.min() < least:
         smallest = classes[counts.argmin()]
         raise UserError(f"an estimate of the accuracy needs {least} images per class, but {smallest} has 1")

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import helpers
-from metalstm import checkpoint
-from metalstm.calibration import auroc, calibrate, expected_calibration_error, fit_temperature, nearest
+from metalstm import checkpoint, recipes
+from metalstm.classifier.calibration import auroc, calibrate, expected_calibration_error, fit_temperature, nearest
 from metalstm.methods import PixelNearestNeighbor
 
 
@@ -47,21 +47,40 @@ def test_nearest_is_by_ratio():
 
 def test_what_is_measured_of_a_method(tmp_path):
     meta_sets = helpers.load_folder(helpers.make_folder(tmp_path / "patterns", noise=170))
-    config = helpers.tiny_config(meta_sets)
     images = meta_sets.splits["meta-val"]  # three classes of eight images, too few for more than 2-way
     method = PixelNearestNeighbor()
     with pytest.raises(Exception, match="class 'class 06' has 8 images"):
-        calibrate(method, config, images, shots=(1,), episodes=2)
-    entries = calibrate(method, config, images, shots=(1, 2), episodes=20, n_query=4)
+        calibrate(method, images, shots=(1,), episodes=2)
+    entries = calibrate(method, images, shots=(1, 2), episodes=20, n_query=4)
     assert [(entry["n_way"], entry["n_shot"]) for entry in entries] == [(2, 1), (2, 2)]
     for entry in entries:
         assert entry["temperature"] > 0
         assert 0 <= entry["ece"] <= 1
         assert 0.5 <= entry["threshold"] <= 1
         assert entry["kept"] == pytest.approx(0.9, abs=0.1)
-        assert entry["auroc"] > 0.6, "patterns are told from patterns never seen"
+        assert entry["auroc"] > 0.6, "known patterns are separated from those never seen"
         assert 0 <= entry["rejected"] <= 1
-    assert entries == calibrate(method, config, images, shots=(1, 2), episodes=20, n_query=4), "by the seed alone"
+    assert entries == calibrate(method, images, shots=(1, 2), episodes=20, n_query=4), "by the seed alone"
+
+
+def test_calibration_leaves_the_method_as_it_was(meta_sets):
+    """Its schedule too, which has another number of passes for few shots."""
+    config = helpers.tiny_config(meta_sets, shared_head=True, epochs=2, few_shot_epochs=1)
+    method = recipes.build(config)
+    settings, state = method.settings, {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    assert len(calibrate(method, meta_sets.splits["meta-val"], (2,), (1, 5), n_query=2, episodes=2)) == 2
+    assert method.settings is settings
+    assert method.settings.epochs == 2
+    assert method.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in method.state_dict().items())
+
+
+def test_ways_that_the_method_does_not_serve_are_left_out(meta_sets):
+    images = meta_sets.splits["meta-train"]
+    for shared, expected in ((True, [2, 3, 5]), (False, [2])):
+        method = recipes.build(helpers.tiny_config(meta_sets, shared_head=shared))
+        entries = calibrate(method, images, (2, 3, 5, 6), (1,), n_query=2, episodes=2)
+        assert [entry["n_way"] for entry in entries] == expected, "6 of 6 classes leave no outsider"
 
 
 def test_shipped_checkpoints_are_calibrated():

@@ -7,16 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from metalstm import export
-from metalstm.classifier import Classifier
+from metalstm.classifier import Classifier, export
 from metalstm.errors import UserError
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPES = {"disc 1": [(20, 20), (40, 40)], "disc ü": [(5, 5), (55, 55)]}
 
 
 @pytest.fixture(scope="module", params=["drawings", "photos"])
-def made(request, tmp_path_factory) -> tuple[Classifier, list[Path]]:
+def fitted(request, tmp_path_factory) -> tuple[Classifier, list[Path]]:
     """A classifier of shipped checkpoints, and files to try it on."""
     folder = tmp_path_factory.mktemp(request.param)
     rng, paths, labels = np.random.RandomState(0), [], []
@@ -47,13 +46,13 @@ def assert_same(rows: list[list[str]], classifier: Classifier, paths: list[Path]
     np.testing.assert_allclose([float(row[2]) for row in rows], probabilities.max(1), atol=1e-3)
 
 
-def test_onnx_runs_without_this_package(made, tmp_path):
+def test_onnx_runs_without_this_package(fitted, tmp_path):
     import onnx
 
-    classifier, paths = made
-    export.to_onnx(classifier, tmp_path / "made.onnx")
-    assert_same(run("run_onnx.py", tmp_path / "made.onnx", *paths), classifier, paths)
-    model = onnx.load(tmp_path / "made.onnx")
+    classifier, paths = fitted
+    export.to_onnx(classifier, tmp_path / "fitted.onnx")
+    assert_same(run("run_onnx.py", tmp_path / "fitted.onnx", *paths), classifier, paths)
+    model = onnx.load(tmp_path / "fitted.onnx")
     onnx.checker.check_model(model)
     entries = {entry.key: entry.value for entry in model.metadata_props}
     size, channels = classifier.preprocessing.image_size, classifier.preprocessing.channels
@@ -69,19 +68,19 @@ def test_onnx_runs_without_this_package(made, tmp_path):
     assert isinstance(shape[0], str), "any number of images"
 
 
-def test_torch_export_runs_without_this_package(made, tmp_path):
-    classifier, paths = made
-    export.to_torch(classifier, tmp_path / "made.pt2")
-    assert_same(run("run_torch.py", tmp_path / "made.pt2", *paths), classifier, paths)
-    assert_same(run("run_torch.py", tmp_path / "made.pt2", paths[0]), classifier, paths[:1])
+def test_torch_export_runs_without_this_package(fitted, tmp_path):
+    classifier, paths = fitted
+    export.to_torch(classifier, tmp_path / "fitted.pt2")
+    assert_same(run("run_torch.py", tmp_path / "fitted.pt2", *paths), classifier, paths)
+    assert_same(run("run_torch.py", tmp_path / "fitted.pt2", paths[0]), classifier, paths[:1])
 
 
-def test_what_is_off_is_not_kept(made, tmp_path, monkeypatch):
-    classifier, _ = made
+def test_what_is_off_is_not_kept(fitted, tmp_path, monkeypatch):
+    classifier, _ = fitted
     right, allowed = classifier.probabilities, 1e-5 / min(1, classifier.network.temperature)
     monkeypatch.setattr(classifier, "probabilities", lambda pixels: right(pixels) + np.float32(1e-3))
     with pytest.raises(UserError) as error:
-        export.to_torch(classifier, tmp_path / "made.pt2")
+        export.to_torch(classifier, tmp_path / "fitted.pt2")
     assert str(error.value) == (
         f"nothing was written: the exported probabilities are off by 1.0e-03, more than {allowed:.1e}: try the other "
         "format, and please report it"
@@ -89,10 +88,10 @@ def test_what_is_off_is_not_kept(made, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_onnx_needs_the_extra(made, tmp_path, monkeypatch):
+def test_onnx_needs_the_extra(fitted, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(UserError) as error:
-        export.to_onnx(made[0], tmp_path / "made.onnx")
+        export.to_onnx(fitted[0], tmp_path / "fitted.onnx")
     assert str(error.value) == (
         "ONNX needs further packages (import of onnxruntime halted; None in sys.modules): pip install "
         "'metalstm[export]'"

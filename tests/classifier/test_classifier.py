@@ -1,0 +1,231 @@
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import metalstm
+from metalstm import checkpoint
+from metalstm.classifier import Classifier
+from metalstm.episodes import EpisodeSampler
+from metalstm.errors import UserError
+from metalstm.evaluation import evaluate
+from metalstm.methods import METHODS
+
+# Learning
+
+
+def test_drawings_are_learned_from_whatever_their_polarity(drawings):
+    assert metalstm.Classifier is Classifier
+    images, labels = drawings(5)
+    fitted = Classifier().fit(images, labels)
+    assert fitted.checkpoint_ == "meta-lstm-omniglot-5w5s"
+    assert fitted.classes_.tolist() == ["ell", "one", "vee"]
+    others, answers = drawings(5, seed=1)
+    assert fitted.score(others, answers) > 0.9
+    light_on_dark, _ = drawings(5, seed=1, ink="white", paper="black")
+    assert np.abs(fitted.predict_proba(others) - fitted.predict_proba(light_on_dark)).max() < 1e-4
+    assert Classifier().fit(*drawings(1)).checkpoint_ == "meta-lstm-omniglot-5w1s"
+
+
+def test_probabilities_are_those_of_the_method_by_the_protocol(make, meta_sets):
+    """The support set of an episode, given as images, gives the network that `evaluate` tests."""
+    sampler = EpisodeSampler(meta_sets.splits["meta-test"], 3, 2, 3)
+    path = make(batch_size=25)
+    method, _, _ = checkpoint.load_method(path)
+    episode = sampler[0]
+    pixels = (episode.support.x[0] * 255).round().byte()
+    queries = (episode.query.x[0] * 255).round().byte()
+    fitted = Classifier(path).fit(pixels, episode.support.y[0].numpy())
+    # The classifier sorts by class and shuffles anew; one mini-batch holds all images, so the order does not matter.
+    expected = method.logits(method.adapt(episode.support), episode.query.x)[0].softmax(-1)
+    got = fitted.predict_proba(queries)
+    torch.testing.assert_close(torch.from_numpy(got), expected.detach(), atol=1e-4, rtol=1e-4)
+    accuracy = 100 * fitted.score(queries, episode.query.y[0].numpy())
+    assert evaluate(method, sampler, 1).mean == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_method_learns_from_unequal_shots(make, patterns, method):
+    support, labels, query, query_labels = patterns
+    fitted = Classifier(make(method)).fit(support, labels)
+    probabilities = fitted.predict_proba(query)
+    assert probabilities.shape == (9, 3)
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert fitted.predict(query).tolist() == fitted.classes_[probabilities.argmax(1)].tolist()
+    assert fitted.score(query, query_labels) == np.mean(fitted.predict(query) == np.array(query_labels))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_steps_end_where_fit_does(make, patterns, method):
+    support, labels, query, _ = patterns
+    path = make(method)
+    watched = Classifier(path)
+    steps = list(watched.steps(support, labels))
+    assert [(step.number, step.of) for step in steps] == [(k, len(steps)) for k in range(1, len(steps) + 1)]
+    fitted = Classifier(path).fit(support, labels)
+    assert (watched.predict_proba(query) == fitted.predict_proba(query)).all(), "to the bit"
+    assert watched.meta == fitted.meta
+
+
+def test_steps_of_a_meta_lstm_have_losses_and_gates(make, patterns):
+    support, labels, *_ = patterns
+    steps = list(Classifier(make(epochs=3, batch_size=8)).steps(support, labels))
+    assert [(step.number, step.of) for step in steps] == [(k, 6) for k in range(1, 7)]
+    assert all(0 <= step.accuracy <= 1 and step.loss > 0 for step in steps)
+    layers = ["conv1", "conv2", "conv3", "conv4", "head"]
+    for step in steps:
+        assert list(step.forget) == list(step.rate) == layers
+        assert all(0 < gate < 1 for gate in (*step.forget.values(), *step.rate.values()))
+    assert list(Classifier(make("matching-net")).steps(support, labels)) == [], "it has no inner loop"
+    assert not next(Classifier(make("finetune")).steps(support, labels)).forget, "a fixed rule has no gates"
+
+
+def test_few_shots_take_the_epochs_of_few_shots(make, patterns):
+    support, labels, *_ = patterns
+    path = make(epochs=4, few_shot_epochs=1, batch_size=None)
+    assert len(list(Classifier(path).steps(support, labels))) == 4, "5 of the largest class"
+    assert len(list(Classifier(path).steps(support[1:], labels[1:]))) == 1, "4 of it"
+
+
+def test_a_classifier_computes_in_fp32_whatever_the_checkpoint_says(make, patterns, tmp_path):
+    support, labels, query, _ = patterns
+    bf16, fp32 = make(precision="bf16"), make(precision="fp32")
+    fitted = Classifier(bf16).fit(support, labels)
+    expected = Classifier(fp32).fit(support, labels).predict_proba(query)
+    assert (fitted.predict_proba(query) == expected).all(), "to the bit"
+    assert fitted.meta["config"]["learner_settings"]["precision"] == "bf16", "what the meta-learner was made of"
+    fitted.save(tmp_path / "fitted.safetensors")
+    assert (Classifier.load(tmp_path / "fitted.safetensors").predict_proba(query) == expected).all()
+
+
+def test_fitting_leaves_the_meta_learner_as_it_was(make, patterns):
+    support, labels, *_ = patterns
+    path = make()
+    fitted = Classifier(path).fit(support, labels)
+    before, _, _ = checkpoint.load_method(path)
+    assert fitted.method.state_dict().keys() == before.state_dict().keys()
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(fitted.method.state_dict()[name], tensor), name
+
+
+def test_a_classifier_that_fails_to_learn_anew_stays_what_it_was(make, patterns):
+    support, labels, query, _ = patterns
+    fitted = Classifier(make()).fit(support, labels)
+    before = fitted.predict_proba(query)
+    fitted.checkpoint = make("matching-net")
+    with pytest.raises(UserError, match="cannot read"):
+        fitted.fit(["no.png", *support[1:]], labels)
+    assert (fitted.predict_proba(query) == before).all()
+    assert fitted.meta["config"]["method"] == "meta-lstm"
+
+
+# Calibration
+
+
+def test_temperature_and_threshold_are_those_of_the_calibration(make, patterns):
+    support, labels, query, _ = patterns
+    path = make(calibrated=True)
+    fitted = Classifier(path).fit(support, labels)
+    tensors, meta = checkpoint.load(path)
+    checkpoint.save(path.with_name("plain.safetensors"), tensors, {"config": meta["config"]})
+    plain = Classifier(path.with_name("plain.safetensors")).fit(support, labels)
+    expected = torch.from_numpy(plain.predict_proba(query)).log().div(2).softmax(-1)
+    torch.testing.assert_close(torch.from_numpy(fitted.predict_proba(query)), expected)
+    assert fitted.known(query).tolist() == (expected.amax(-1) >= 0.6).tolist()
+    with pytest.raises(UserError) as error:
+        plain.known(query)
+    assert str(error.value) == (
+        f"{path.with_name('plain.safetensors')} has no calibration, so its classifiers cannot answer 'none of these': "
+        f"adapt with a shipped checkpoint: {', '.join(checkpoint.shipped())}"
+    )
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("checkpoint_name", [None, "made"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y: (x, y[:-1]), "9 images, but labels of shape (8,): give one label for each image"),
+        (lambda x, y: (x, ["a"] * 9), "1 class: give 2 to 20"),
+        (lambda x, y: (x * 3, list(range(27))), "27 classes: give 2 to 20"),
+        (lambda x, y: ([], []), "0 classes: give 2 to 20"),
+        (lambda x, y: (x[0], y[:1]), "one image where several are expected: give a list, [image]"),
+        (lambda x, y: ("a.jpg", ["a"]), "one image where several are expected: give a list, [image]"),
+    ],
+)
+def test_what_cannot_be_learned_from(make, patterns, checkpoint_name, change, message):
+    support, labels, *_ = patterns
+    path = checkpoint_name and make()
+    for learn in (Classifier(path).fit, lambda *task: list(Classifier(path).steps(*task)), Classifier(path).estimate):
+        with pytest.raises(UserError) as error:
+            learn(*change(support, labels))
+        assert str(error.value) == message
+
+
+def test_images_that_cannot_be_read_are_named(make, patterns):
+    support, labels, *_ = patterns
+    with pytest.raises(UserError) as error:
+        Classifier(make()).fit([*support[:4], "p", "q", "r", "s", np.zeros((2, 2))[None]], labels)
+    assert str(error.value) == (
+        "cannot read p as an image (No such file or directory): check its name and permissions; "
+        "cannot read q as an image (No such file or directory): check its name and permissions; "
+        "cannot read r as an image (No such file or directory): check its name and permissions; and 2 more"
+    )
+
+
+def test_an_unshared_head_serves_its_own_number_of_classes(make, patterns):
+    support, labels, *_ = patterns
+    with pytest.raises(UserError) as error:
+        Classifier(make(shared_head=False)).fit(support, labels)
+    assert str(error.value) == "this method was meta-trained for 2 classes and serves no other number: got 3"
+    fitted = Classifier(make(shared_head=False)).fit(support[:8], labels[:8])
+    assert fitted.classes_.tolist() == ["class 09", "class 10"]
+
+
+# scikit-learn
+
+
+def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
+    from sklearn.base import clone, is_classifier
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+    from sklearn.pipeline import Pipeline
+    from sklearn.utils.validation import check_is_fitted
+
+    images, labels = drawings(3)
+    one = Classifier("meta-lstm-omniglot-5w1s", seed=2)
+    assert repr(one) == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu')"
+    copy: Any = clone(one)
+    assert copy is not one
+    assert copy.get_params() == one.get_params() == {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu"}
+    assert is_classifier(one)
+    with pytest.raises(Exception, match="not fitted"):
+        check_is_fitted(one)
+    scores = cross_val_score(one, images, labels, cv=3)
+    assert scores.shape == (3,)
+    assert scores.mean() > 0.6
+    arrays = np.stack([np.asarray(image) for image in images])
+    assert (cross_val_score(one, arrays, labels, cv=3) == scores).all()
+    pipeline = Pipeline([("as they are", "passthrough"), ("classify", one)])
+    pipeline.set_params(classify__seed=5)
+    assert pipeline.fit(images, labels).predict(images).tolist() == labels
+    assert one.seed == 5
+    check_is_fitted(one)
+    search = GridSearchCV(Classifier(), {"checkpoint": ["meta-lstm-omniglot-5w1s"]}, cv=2).fit(arrays, labels)
+    assert search.best_estimator_.score(images, labels) > 0.6
+    with pytest.raises(UserError) as error:
+        one.set_params(sede=1)
+    assert str(error.value) == "unknown parameter 'sede', did you mean 'seed'? allowed: checkpoint, device, seed"
+
+
+def test_labels_may_be_numbers_and_a_classifier_be_pickled(make, patterns, tmp_path):
+    support, labels, query, _ = patterns
+    numbers = [int(label[-2:]) for label in labels]
+    fitted = Classifier(make()).fit(support, numbers)
+    assert set(fitted.predict(query).tolist()) <= {9, 10, 11}
+    fitted.save(tmp_path / "fitted.safetensors")
+    assert Classifier.load(tmp_path / "fitted.safetensors").classes_.tolist() == [9, 10, 11]
+    assert (pickle.loads(pickle.dumps(fitted)).predict(query) == fitted.predict(query)).all()

@@ -1,0 +1,137 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import SIZE
+from metalstm import checkpoint
+from metalstm.classifier import Classifier
+from metalstm.errors import UserError
+from metalstm.methods import METHODS
+
+
+@pytest.fixture
+def fitted(make, patterns, tmp_path):
+    """The file of a classifier."""
+    path = tmp_path / "fitted.safetensors"
+    Classifier(make()).fit(patterns.support, patterns.labels).save(path)
+    return path
+
+
+def refusal(path) -> str:
+    with pytest.raises(UserError) as error:
+        Classifier.load(path)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_gives_the_same_classifier(make, patterns, tmp_path, method):
+    support, labels, query, _ = patterns
+    fitted = Classifier(make(method)).fit(support, labels)
+    fitted.save(tmp_path / "fitted.safetensors")
+    again = Classifier.load(tmp_path / "fitted.safetensors")
+    assert (again.predict_proba(query) == fitted.predict_proba(query)).all(), "to the bit"
+    assert again.meta == fitted.meta
+    assert again.classes_.tolist() == fitted.classes_.tolist()
+    again.save(tmp_path / "again.safetensors")
+    assert (Classifier.load(tmp_path / "again.safetensors").predict_proba(query) == fitted.predict_proba(query)).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_holds_what_is_needed_and_no_more(make, patterns, tmp_path, method):
+    fitted = Classifier(make(method)).fit(patterns.support, patterns.labels)
+    fitted.save(tmp_path / "fitted.safetensors")
+    names = {f"method.{name}" for name in fitted.method.state_dict().keys() - fitted.method.spent()}
+    names |= {f"adapted.{name}" for name in fitted.network.adapted}
+    assert load_file(tmp_path / "fitted.safetensors").keys() == names
+    if method == "meta-lstm":
+        assert names == {"adapted.theta", "adapted.moments"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_tensor_may_be_missing(make, patterns, tmp_path, method):
+    """A missing one would otherwise be random, or be done without."""
+    changes = {"query_scale": 10.0} if method == "meta-lstm" else {}
+    path = tmp_path / "fitted.safetensors"
+    Classifier(make(method, **changes)).fit(patterns.support, patterns.labels).save(path)
+    tensors, meta = checkpoint.load(path)
+    assert method != "meta-lstm" or "method.log_scale" in tensors
+    for name in tensors:
+        rest = {other: tensor for other, tensor in tensors.items() if other != name}
+        checkpoint.save(tmp_path / "less.safetensors", rest, meta)
+        assert refusal(tmp_path / "less.safetensors") == (
+            f"{tmp_path / 'less.safetensors'} does not fit this version of metalstm "
+            f"('{name.partition('.')[2]}' is missing): adapt it anew"
+        )
+
+
+def test_a_file_records_all_that_it_was_made_of(make, meta_sets, patterns, tmp_path):
+    path = make(calibrated=True)
+    Classifier(path, seed=3).fit(patterns.support, patterns.labels).save(tmp_path / "fitted.safetensors")
+    meta = Classifier.load(tmp_path / "fitted.safetensors").meta
+    assert meta == {
+        "checkpoint": str(path),
+        "checkpoint_sha256": checkpoint.sha256(path),
+        "config": checkpoint.load(path)[1]["config"],
+        "meta_val": 55.5,
+        "classes": ["class 09", "class 10", "class 11"],
+        "images": [5, 3, 1],
+        "seed": 3,
+        "preprocessing": {"image_size": SIZE, "channels": 3, "drawing": False},
+        "calibration": {"n_way": 2, "n_shot": 5, "temperature": 2.0, "threshold": 0.6},
+    }
+    assert meta["config"]["licence"] == meta_sets.licence
+
+
+def test_files_that_are_no_classifier(make, fitted, tmp_path):
+    path = make()
+    assert refusal(path) == (
+        f"{path} is a meta-learner, not a classifier: metalstm adapt makes one, with --checkpoint {path}"
+    )
+    assert refusal(tmp_path) == f"{tmp_path} is a folder: give a file that metalstm adapt has written"
+    assert refusal(tmp_path / "x") == f"no checkpoint at {tmp_path / 'x'}"
+    (tmp_path / "text.safetensors").write_text("no")
+    assert "text.safetensors is damaged or not a checkpoint of metalstm" in refusal(tmp_path / "text.safetensors")
+    with pytest.raises(UserError) as error:
+        checkpoint.load_method(fitted)
+    assert str(error.value) == f"{fitted} is a classifier, not a meta-learner: metalstm predict takes it"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"classes": ["a", "b"]}, "3 outputs for 2 classes"),
+        ({"classes": "abc"}, "--classes abc: must be"),
+        ({"seed": "x"}, "--seed x: must be a whole number"),
+        ({"config": {}}, "a configuration lacks or does not know"),
+        ({"preprocessing": {"image_size": 0, "channels": 3, "drawing": False}}, ""),
+        ({"preprocessing": {"size": 16}}, "Preprocessing does not know size"),
+        ({"calibration": {"threshold": 0.5}}, "'temperature' is missing"),
+        ({"more": 1}, "Values does not know more"),
+    ],
+)
+def test_values_that_do_not_fit(fitted, tmp_path, changes, reason):
+    tensors, meta = checkpoint.load(fitted)
+    checkpoint.save(tmp_path / "other.safetensors", tensors, meta | changes)
+    message = refusal(tmp_path / "other.safetensors")
+    assert message.startswith(f"{tmp_path / 'other.safetensors'} does not fit this version of metalstm ({reason}")
+    assert message.endswith("): adapt it anew")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "config", "classes", "seed", "preprocessing", "calibration", "adapted"])
+def test_values_that_are_missing(fitted, tmp_path, name):
+    tensors, meta = checkpoint.load(fitted)
+    checkpoint.save(tmp_path / "less.safetensors", tensors, {key: meta[key] for key in meta if key != name})
+    message = refusal(tmp_path / "less.safetensors")
+    if name == "classes":
+        assert "is a meta-learner, not a classifier" in message
+    else:
+        assert "does not fit this version of metalstm" in message
+        assert name in message
+
+
+def test_tensors_that_do_not_fit(fitted, tmp_path):
+    tensors, meta = checkpoint.load(fitted)
+    for change in ({"adapted.theta": torch.zeros(3)}, {"method.foreign": torch.zeros(3)}):
+        checkpoint.save(tmp_path / "other.safetensors", tensors | change, meta)
+        assert refusal(tmp_path / "other.safetensors").endswith("): adapt it anew")
