@@ -86,7 +86,7 @@ def build(config: RunConfig) -> Method:
     learner = LEARNERS[config.learner].build(config.learner_settings, config.image_shape, generator)
     optimizer = None
     if config.optimizer:
-        optimizer = OPTIMIZERS[config.optimizer].build(config.optimizer_settings, learner.lengths, generator)
+        optimizer = OPTIMIZERS[config.optimizer].build(config.optimizer_settings, learner, generator)
     return METHODS[config.method].build(config, learner, optimizer, generator)
 
 

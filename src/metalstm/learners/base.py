@@ -47,14 +47,14 @@ class Learner(nn.Module, ABC):
 
     @classmethod
     def build(cls, settings: Any, image_shape: Sequence[int], generator: torch.Generator) -> "Learner":
-        """The learner that some settings describe.
+        """The learner that some settings describe; by default the constructor takes image shape and settings.
 
         Args:
             settings: Of the type `Settings`.
             image_shape: Channels, height and width of an image.
             generator: Source of random weights, for a learner that has parameters outside theta.
         """
-        raise NotImplementedError(f"{cls.__name__} is not built from settings")
+        return cls(image_shape, settings)  # pyright: ignore[reportCallIssue]
 
     @classmethod
     def for_pretraining(cls, settings: Any) -> Any:

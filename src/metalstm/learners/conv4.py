@@ -78,11 +78,6 @@ class Conv4(Learner):
             self.shapes[f"norm{block}.bias"] = (filters,)
 
     @classmethod
-    def build(cls, settings: Settings, image_shape: Sequence[int], generator: torch.Generator) -> "Conv4":
-        """The learner of these settings; it has no parameters outside theta."""
-        return cls(image_shape, settings)
-
-    @classmethod
     def for_pretraining(cls, settings: Settings) -> Settings:
         """A plain classifier: features of any length, no dropout."""
         return replace(settings, unit_features=False, dropout=0.0)

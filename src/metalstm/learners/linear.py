@@ -15,19 +15,15 @@ class Linear(Learner):
 
     Args:
         image_shape: Channels, height and width of an image.
+        settings: It has none of its own.
     """
 
-    def __init__(self, image_shape: Sequence[int]):
+    def __init__(self, image_shape: Sequence[int], settings: LearnerSettings = LearnerSettings()):
         super().__init__()
         channels, height, width = image_shape
         self.image_shape = (channels, height, width)
         self.n_features = prod(image_shape)
         self.shapes = {}
-
-    @classmethod
-    def build(cls, settings: LearnerSettings, image_shape: Sequence[int], generator: torch.Generator) -> "Linear":
-        """A linear classifier has nothing to be set."""
-        return cls(image_shape)
 
     def init_body(self, generator: torch.Generator) -> Float[Tensor, " 0"]:
         """There is none."""

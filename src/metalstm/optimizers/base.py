@@ -1,13 +1,13 @@
 """What an inner optimizer is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from metalstm.learners import Learner
 from metalstm.settings import NoSettings
 
 State = TypeVar("State")
@@ -23,15 +23,15 @@ class InnerOptimizer(nn.Module, ABC, Generic[State]):
     Settings: ClassVar[Any] = NoSettings  # a frozen dataclass
 
     @classmethod
-    def build(cls, settings: Any, lengths: Sequence[int], generator: torch.Generator) -> "InnerOptimizer":
-        """The optimizer that some settings describe.
+    def build(cls, settings: Any, learner: Learner, generator: torch.Generator) -> "InnerOptimizer":
+        """The optimizer that some settings describe; by default the constructor takes them by name.
 
         Args:
             settings: Of the type `Settings`.
-            lengths: Of the stretches of theta that the learner's parameters take, the head left out.
+            learner: Whose theta it is to change.
             generator: Source of random weights.
         """
-        raise NotImplementedError(f"{cls.__name__} is not built from settings")
+        return cls(**vars(settings))
 
     @abstractmethod
     def init(self, theta: Float[Tensor, "*tasks n_params"]) -> State:

@@ -13,6 +13,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from metalstm import kernels
+from metalstm.learners import Learner
 from metalstm.optimizers.base import InnerOptimizer
 from metalstm.settings import Finite, Positive
 
@@ -90,9 +91,9 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
             self.log_factors = nn.Parameter(torch.tensor(factors))
 
     @classmethod
-    def build(cls, settings: Settings, lengths: Sequence[int], generator: torch.Generator) -> "MetaLSTM":
+    def build(cls, settings: Settings, learner: Learner, generator: torch.Generator) -> "MetaLSTM":
         """The optimizer of these settings."""
-        return cls(settings, lengths, generator)
+        return cls(settings, learner.lengths, generator)
 
     def init(self, theta: Float[Tensor, "*tasks n_params"]) -> MetaLSTMState:
         """Zeros."""

@@ -3,9 +3,8 @@
 Step t, counted from 0, takes the rate `rate / (1 + t * decay)`, as Torch7's optimizers do. Nothing in them is learned.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,8 +12,6 @@ from torch import Tensor
 
 from metalstm.optimizers.base import InnerOptimizer, State
 from metalstm.settings import NotNegative
-
-R = TypeVar("R", bound="Rule")
 
 # The states; every tensor has theta's shape but the number of steps done, which each task has one of.
 Steps = Float[Tensor, "*tasks 1"]
@@ -64,11 +61,6 @@ class Rule(InnerOptimizer[State]):
     def __init__(self, rate: float, decay: float = 0.0):
         super().__init__()
         self.rate, self.decay = rate, decay
-
-    @classmethod
-    def build(cls: type[R], settings: Settings, lengths: Sequence[int], generator: torch.Generator) -> R:
-        """The rule with this rate and decay."""
-        return cls(settings.rate, settings.decay)
 
     def rate_at(self, t: Tensor) -> Tensor | float:
         """The learning rate after t steps."""
