@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metalstm.datasets import ImagesByClass
+from metalstm.data import ImagesByClass
 from metalstm.episodes import BatchSampler, EpisodeSampler
 from metalstm.errors import UserError
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metalstm.classifier import to_x
+from metalstm.classifier.network import to_x
 from metalstm.data import SPLITS, Folder, check, fetch, load
 from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import pytest
 from PIL import Image
 
 from helpers import Commands, flags
-from metalstm import cli
 from metalstm.data import DATASETS, SPLITS, check, describe, fetch, load, mini_imagenet
 from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError
@@ -411,11 +409,6 @@ def test_train_and_evaluate(tmp_path, commands, source, recipe):
 
 
 DOC = (ROOT / "docs" / "mini-imagenet.md").read_text("utf-8")
-
-
-@pytest.mark.parametrize("command", re.findall(r"^\$ metalstm ([^#\n]+)", DOC, re.MULTILINE))
-def test_the_commands_in_the_document_can_be_parsed(command):
-    cli._parse(shlex.split(command))
 
 
 def test_the_hours_in_the_document_are_those_that_were_measured():
