@@ -1,5 +1,7 @@
 """The learner's blocks against the same function in PyTorch: features, moments, first and second derivatives."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,9 +15,8 @@ from .comparing import block_inputs, gradients, plain_features, torch_threads
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-def derivatives(shape: blocks.Shape, function: object, inputs: Inputs) -> list[Tensor]:
+def derivatives(shape: blocks.Shape, function: Callable[..., tuple[Tensor, Tensor]], inputs: Inputs) -> list[Tensor]:
     """Everything that `features` computes: with moments of the images, and with given ones, variable and constant."""
-    assert callable(function)
     theta, x, given_moments = inputs
     leaf, moments = theta.clone().requires_grad_(), given_moments.clone().requires_grad_()
     outputs = list(function(shape, leaf, x, None))

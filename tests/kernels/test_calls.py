@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metalstm import kernels
-from metalstm.kernels import blocks, calls
+from metalstm.kernels import blocks, calls, compiler
 from metalstm.optimizers import meta_lstm
 
 from .comparing import block_inputs, cell_inputs, close, gradients
@@ -145,6 +145,6 @@ def test_missing_and_unknown_arguments_are_refused(compiled_kernels: None):
 
 
 def test_all_kernels_are_tested(compiled_kernels: None):
-    library = kernels.compiler.library()
+    library = compiler.library()
     assert library is not None
     assert list(calls.load(library)) == KERNELS

@@ -1,10 +1,10 @@
-// The two steps of the inner loop that cost most, apart from the convolutions: the meta-learner's cell, and a block's batch
-// normalization with max-pool and ReLU. Each kernel is one pass over memory. DERIVATION.md derives every formula; numbers
-// in parentheses, such as (12), are its equations. The interface is plain C, the vectors are extensions of the compiler,
-// and the threads are OpenMP's.
+// The two steps of the inner loop that cost most, apart from the convolutions: the meta-learner's cell, and a block's
+// batch normalization with max-pool and ReLU. DERIVATION.md derives every formula; numbers in parentheses, such as
+// (12), are its equations. The interface is plain C, the vectors are extensions of the compiler, and the threads are
+// OpenMP's.
 //
-// The lanes of a vector are coordinates of theta in the cell, and channels in the normalization. Training uses float. The
-// tests compare in double. bfloat16 is a format in which activations are stored.
+// The lanes of a vector are coordinates of theta in the cell, and channels in the normalization. Training uses float.
+// The tests compare in double. bfloat16 is a format in which images are stored.
 
 #include <algorithm>
 #include <cmath>
@@ -71,8 +71,8 @@ template <class V> inline auto sum(V v) {
     return total;
 }
 
-// e^x with x clamped to -LIMIT..LIMIT; NaN stays NaN. sigmoid(LIMIT) is 1 to the last bit, a product of four (1 + e^LIMIT)
-// is finite, and no sigmoid is less than e^-LIMIT.
+// e^x with x clamped to -LIMIT..LIMIT; NaN stays NaN. sigmoid(LIMIT) is 1 to the last bit, a product of four
+// (1 + e^LIMIT) is finite, and no sigmoid is less than e^-LIMIT.
 constexpr float LIMIT_FLOAT = 20;
 constexpr double LIMIT_DOUBLE = 45;
 
@@ -116,12 +116,14 @@ inline doubles log_of(doubles x) {
 
 // Arguments.
 //
-// Each kernel declares its arguments once, in a list of fields: type, name, shape. The list becomes a struct, whose fields
-// the code below uses by name, and a text, which calls.py reads. calls.py takes the arguments by name, checks the type,
-// shape and memory layout of each array, and fills the struct. Types: T is the type of the cell's numbers (float, double);
-// S is the type in which images are stored (also bfloat16), and N the type of their arithmetic. `const T*` is an input,
-// `T*` an output, or an input where a comment says so. Sizes in a shape are fields too; `tasks` stands for any number of
-// dimensions. Images lie in memory as (n, height, width, channels).
+// Each kernel declares its arguments once, in a list of fields: type, name, shape. The list becomes a struct, whose
+// fields the code below uses by name, and a text, which calls.py reads. calls.py takes the arguments by name, checks
+// the type, shape and memory layout of each array, and fills the struct.
+//
+// T is the type of the cell's numbers: float or double. S is the type in which images are stored, also bfloat16, and N
+// that of their arithmetic. `const T*` is an input. `T*` is an output, or an input where a comment says so. The names
+// in a shape are sizes, which are fields too; `tasks` stands for any number of dimensions. Arrays are contiguous.
+// Images are so in the order n, height, width, channels, which PyTorch calls channels-last.
 
 #define DECLARE(type, name, shape) type name;
 #define DESCRIBE(type, name, shape) #type ";" #name ";" shape "\n"
@@ -183,7 +185,7 @@ inline doubles log_of(doubles x) {
     FIELD(int64_t, height, "") \
     FIELD(int64_t, width, "") \
     FIELD(int64_t, channels, "") \
-    FIELD(int64_t, given, "") /* 1: the moments are inputs of the forward pass; 0: they are outputs */ \
+    FIELD(int64_t, given, "") /* whether the moments are inputs of the forward pass */ \
     FIELD(const S*, z, "channels_last: n, channels, height, width") \
     FIELD(const N*, gamma, "channels")
 
@@ -276,8 +278,8 @@ constexpr int TILE = 4;               // rows of the register tiles of the matri
 
 inline int padded(int rows) { return (rows + TILE - 1) / TILE * TILE; }
 
-// out (rows, BLOCK) = a (rows, depth; row stride a_stride) @ b (depth, BLOCK). b and out are arrays of pointers to rows;
-// `rows` is a multiple of TILE.
+// out (rows, BLOCK) = a (rows, depth; row stride a_stride) @ b (depth, BLOCK). b and out are arrays of pointers to
+// rows. `rows` is a multiple of TILE.
 template <class T> void product(int rows, int depth, const T* a, int a_stride, const T* const* b, T* const* out) {
     using V = typename Traits<T>::Vector;
     constexpr int HALF = WIDTH / 2;
@@ -319,20 +321,20 @@ template <class T> void outer(int rows, int columns, const T* const* a, const T*
         }
 }
 
-// The work of one thread, on BLOCK coordinates at a time. Whole blocks are read and written in place. If the last block of
-// a task is shorter, it goes through a copy padded with zeros.
+// The work of one thread, on BLOCK coordinates at a time. Whole blocks are read and written in place. If the last block
+// of a task is shorter, it goes through a copy padded with zeros.
 template <class T> class CellBlock {
     using V = typename Traits<T>::Vector;
 
     const Cell<T>& cell;
-    const int H, depth, columns;  // depth: the inputs of (4): preprocessed gradient, h, and 1; columns: depth, padded
+    const int H, depth, columns;  // `depth` inputs of (4): preprocessed gradient, h, and 1; `columns` is depth, padded
     const T p;
     int64_t task = -1, start = 0, count = 0;
     T loss[2], d_loss[2];               // b in (3), the preprocessed loss, and its derivative
     std::vector<T> weight, transposed;  // W in (4): (4 H, columns), (columns, 4 H)
-    std::vector<T> in, gate;            // u and s in (4): (columns, BLOCK), (4 H, BLOCK)
+    std::vector<T> in, gate;            // in and s in (4): (columns, BLOCK), (4 H, BLOCK)
     std::vector<T> copies;              // (2 H + 24, BLOCK)
-    std::vector<const T*> in_rows;      // the rows of u; those of h are not copied into `in`
+    std::vector<const T*> in_rows;      // the rows of (4); those of h are not copied into `in`
     std::vector<const T*> gate_rows;
     std::vector<T*> gate_places, out_rows;
     size_t copied = 0;
@@ -430,7 +432,7 @@ template <class T> class CellBlock {
             const T *input_gate = gate_rows[q], *forget_gate = gate_rows[H + q], *cell_gate = gate_rows[2 * H + q];
             const T* output_gate = gate_rows[3 * H + q];
             for (int j = 0; j < BLOCK; j += LANES) {
-                // (5) and (6) with two divisions, (9).
+                // (5) and (6), with two divisions: (9).
                 const V input = 1 + bounded_exp(-load(input_gate + j)), forget = 1 + bounded_exp(-load(forget_gate + j));
                 const V e = bounded_exp(-2 * load(cell_gate + j)), both = input * (1 + e);
                 const V new_c = (load(c + j) * both + (1 - e) * forget) / (forget * both);
@@ -457,7 +459,7 @@ template <class T> class CellBlock {
         finish(args.new_i, task, out_i);
     }
 
-    // Weights and loss have their gradients added up over the blocks: by `leave`.
+    // The gradients of weights and loss are sums over blocks, which `leave` completes.
     void backward(int64_t at, const CellBackward<T>& args) {
         go_to(at);
         const T *wf = cell.weight_f, *wi = cell.weight_i;
@@ -469,7 +471,7 @@ template <class T> class CellBlock {
         T *out_theta = place(args.d_theta, task), *out_grad = place(args.d_grad, task);
         T *out_f = place(args.d_f, task), *out_i = place(args.d_i, task);
         prepare(grad);
-        V all_f[WIDTH], all_i[WIDTH];  // F and I in (11)
+        V all_f[WIDTH], all_i[WIDTH];  // (11)
         T *sums_f = d_gates.data(), *sums_i = sums_f + (H + 3) * LANES;
         for (int w = 0; w < WIDTH; w++) {
             const int j = w * LANES;
@@ -512,8 +514,8 @@ template <class T> class CellBlock {
                 const V tanh_c = (1 - e_c) / (1 + e_c), h = output * tanh_c;
                 sum_f += all_f[w] * h;  // (12)
                 sum_i += all_i[w] * h;
-                const V all_h = load(d_new_h + j) + all_f[w] * wf[q] + all_i[w] * wi[q];         // (14)
-                const V all_c = load(d_new_c + j) + all_h * output * (1 - tanh_c * tanh_c);      // (15)
+                const V all_h = load(d_new_h + j) + all_f[w] * wf[q] + all_i[w] * wi[q];     // (14)
+                const V all_c = load(d_new_c + j) + all_h * output * (1 - tanh_c * tanh_c);  // (15)
                 store(input_gate + j, all_c * value * input * (1 - input));  // (16), in place of s
                 store(forget_gate + j, all_c * before * forget * (1 - forget));
                 store(cell_gate + j, all_c * input * (1 - value * value));
@@ -586,8 +588,8 @@ template <class T> void cell_backward(const CellBackward<T>& args, int threads) 
     using Args = CellBackward<T>;
     const int64_t blocks = (args.cell.n + BLOCK - 1) / BLOCK, all = args.cell.tasks * blocks, H = args.cell.hidden;
     threads = int(std::min<int64_t>(threads, all));
-    // Each thread has its own sums of the gradients of weights and losses. They are added in the order of the threads, so
-    // that the result is the same every time.
+    // Each thread has its own sums of the gradients of weights and losses. They are added in the order of the threads,
+    // so that the result is the same every time.
     struct Sum { T* Args::*place; int64_t size; };
     const Sum sums[] = {
         {&Args::d_weight_x, 16 * H}, {&Args::d_weight_h, 4 * H * H}, {&Args::d_bias, 4 * H},
@@ -630,16 +632,15 @@ template <class T> void cell_backward(const CellBackward<T>& args, int threads) 
 
 // Batch normalization, 2x2 max-pool, ReLU.
 //
-// Pooling comes first, (23): the maximum of the normalized pixels is the normalized maximum, or minimum if gamma < 0.
-// `pooled` is the pixel that was chosen of each four, normalized. `chosen` is its number in the four, plus DEAD if the ReLU
-// cut it off.
+// Pooling comes first, (23). `pooled` is the pixel that was chosen of each four, normalized. `chosen` is its number
+// among the four, plus DEAD if the ReLU made it 0.
 
 constexpr uint8_t DEAD = 4;
 constexpr int64_t CHUNK = 128;  // pixels, few enough for the first-level cache
 
-// Visits the pixels of pooled rows begin..end, LANES channels at a time. Calls window(pixel, stride, pooled, channel) for
-// each window of four pixels: the offset of the upper left pixel, the distance to the one below, and the offset of the
-// pooled pixel. Calls rest(pixel, channel) for pixels that no window covers.
+// Visits the pixels of pooled rows begin..end, LANES channels at a time. Calls window(pixel, stride, pooled, channel)
+// for each window of four pixels: the offset of the upper left pixel, the distance to the one below, the offset of the
+// pooled pixel, and the first channel. Calls rest(pixel, channel) for pixels that no window covers.
 template <class S, class Window, class Rest>
 void visit(const Images<S>& images, int64_t begin, int64_t end, Window window, Rest rest) {
     const int64_t channels = images.channels, width = images.width, stride = width * channels, half = images.height / 2;
@@ -674,7 +675,7 @@ template <class V> void add(double* sums, V v) { store(sums, load(sums) + __buil
 template <class S, class N = typename Traits<S>::Number>
 void moments(const S* all, int64_t pixels, int64_t C, N* mean, N* var, int threads) {
     using V = typename Traits<S>::Vector;
-    // (21): each thread has a count, and for each channel a mean and a sum of squared deviations. They are joined by (22).
+    // (21). Each thread has a count, and for each channel a mean and a sum of squared deviations; (22) joins them.
     std::vector<double> parts(threads * (1 + 2 * C));
     auto join = [C](double* to, double count, int64_t c, double mean, double squares) {
         const double both = *to + count, delta = mean - to[1 + c];
@@ -843,7 +844,8 @@ template <class S> void block_double_backward(const BlockDoubleBackward<S>& args
     #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         auto base = [&](int64_t at, int64_t c, V u) {
-            return load(&constant[c]) + (load(images.z + at) - load(args.mean + c)) * load(&slope[c]) + u * load(&by_u[c]);
+            const V centered = load(images.z + at) - load(args.mean + c);
+            return load(&constant[c]) + centered * load(&slope[c]) + u * load(&by_u[c]);
         };
         visit(images, row, row + 1, [&](int64_t pixel, int64_t stride, int64_t from, int64_t c) {
             const I which = __builtin_convertvector(load(args.chosen + from), I);
@@ -854,14 +856,15 @@ template <class S> void block_double_backward(const BlockDoubleBackward<S>& args
                 all[k] = load(args.v_z + at[k]);
                 store(args.g_z + at[k], base(at[k], c, all[k]) + (which == k ? d : V{}));
             }
-            const V out = load(&at_d[c]) + load(&scale[c]) * chosen(which, all) + load(&at_pooled[c]) * load(args.pooled + from);
+            const V pooled = load(args.pooled + from);
+            const V out = load(&at_d[c]) + load(&scale[c]) * chosen(which, all) + load(&at_pooled[c]) * pooled;
             store(args.v_y + from, which < DEAD ? out : V{});
         }, [&](int64_t at, int64_t c) { store(args.g_z + at, base(at, c, load(args.v_z + at))); });
     }
 }
 
-// What calls.py calls: metalstm_arguments for the lists above; then a kernel, with `bytes` per number (of T or S) and the
-// struct of its arguments.
+// What calls.py calls: metalstm_arguments for the lists above; then a kernel, with `bytes` per number (of T or S) and
+// the struct of its arguments.
 
 template <class Arguments> Arguments copy_of(const void* fields) {
     Arguments arguments;
@@ -896,7 +899,9 @@ void metalstm_block_backward(int bytes, const void* fields, int threads) {
     with_images<BlockBackward>(bytes, fields, [&](const auto& arguments) { block_backward(arguments, threads); });
 }
 void metalstm_block_double_backward(int bytes, const void* fields, int threads) {
-    with_images<BlockDoubleBackward>(bytes, fields, [&](const auto& arguments) { block_double_backward(arguments, threads); });
+    with_images<BlockDoubleBackward>(
+        bytes, fields, [&](const auto& arguments) { block_double_backward(arguments, threads); }
+    );
 }
 
 }  // extern "C"
