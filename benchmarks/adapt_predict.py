@@ -1,4 +1,4 @@
-"""Whether image files become as good a classifier as `evaluate` says, and how fast; see README.md beside this file."""
+"""The accuracy and speed of classifiers made from image files, beside `evaluate`; see README.md beside this file."""
 
 import io
 import json
@@ -21,8 +21,9 @@ import tyro
 from PIL import Image
 
 import record
-from metalstm import checkpoint, datasets
-from metalstm.classifier import Classifier, to_x
+from metalstm import data, files
+from metalstm.classifier import Classifier
+from metalstm.classifier.network import to_x
 from metalstm.console import track
 from metalstm.evaluation import Accuracy, evaluate_checkpoint
 
@@ -36,20 +37,20 @@ def main(
     episodes: int = 600,
     threads: int = 2,
 ) -> None:
-    """Measure, print a table, and write `out`. METALSTM_DATA names the data.
+    """Measure, print a line for each task, and write `out`. METALSTM_DATA names the data.
 
     Args:
         out: The result.
         trials: Classifiers for each data set and number of shots: 5 classes of meta-test, 15 other images of each.
         commands: How many of these also go through the real commands.
-        episodes: Of `evaluate`, to compare with.
+        episodes: Number of episodes of `evaluate`, for comparison.
         threads: CPU threads.
     """
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     result = record.circumstances(threads) | {"tasks": []}
-    for data in ("omniglot", "cifar-fs"):
-        meta_sets = datasets.load(data)
+    for name in ("omniglot", "cifar-fs"):
+        meta_sets = data.load(name)
         for n_shot in (1, 5):
             with tempfile.TemporaryDirectory() as scratch:
                 task = measure(meta_sets, n_shot, Path(scratch), trials, commands)
@@ -61,58 +62,69 @@ def main(
             task["agrees"] = bool(difference <= hypot(task["ci95"], task["evaluate_ci95"]))
             result["tasks"].append(task)
             print(json.dumps({key: value for key, value in task.items() if key != "per_trial"}))  # noqa: T201
-    checkpoint.write(out, (json.dumps(result, indent=1) + "\n").encode())
+    files.write(out, (json.dumps(result, indent=1) + "\n").encode())
 
 
-def measure(meta_sets: datasets.MetaSets, n_shot: int, scratch: Path, trials: int, commands: int) -> dict[str, Any]:
+def measure(meta_sets: data.MetaSets, n_shot: int, scratch: Path, trials: int, commands: int) -> dict[str, Any]:
     """Accuracy over trials from image files, and times."""
-    images = meta_sets.splits["meta-test"]
     accuracies, fits, by_command = [], [], []
-    made, new = Classifier(), []
+    classifier, new = Classifier(), []
     for trial in track(range(trials), f"{meta_sets.name} {n_shot}-shot"):
         folder = scratch / str(trial)
-        rng = np.random.RandomState([n_shot, trial])
-        for k in rng.choice(len(images.classes), N_WAY, replace=False):
-            rows = rng.choice(np.arange(*images.spans[k]), n_shot + N_QUERY, replace=False)
-            for number, row in enumerate(rows):
-                path = folder / ("photos" if number < n_shot else "new") / images.classes[k].replace("/", " ")
-                path.mkdir(parents=True, exist_ok=True)
-                (path / f"{number}.png").write_bytes(content(meta_sets.name, images, k, row))
+        write_images(meta_sets, n_shot, trial, folder)
         photos, new = (sorted((folder / part).rglob("*.png")) for part in ("photos", "new"))
         start = time.perf_counter()
-        made = Classifier().fit(photos, [path.parent.name for path in photos])
+        classifier = Classifier().fit(photos, [path.parent.name for path in photos])
         fits.append(time.perf_counter() - start)
-        read, probabilities, _ = made.predict_files(new)
-        right = made.classes_[probabilities.argmax(1)] == np.array([path.parent.name for path in read])
+        read, probabilities, _ = classifier.predict_files(new)
+        right = classifier.classes_[probabilities.argmax(1)] == np.array([path.parent.name for path in read])
         accuracies.append(100 * right.mean())
         if trial < commands:
             by_command.append(through_commands(folder))
-    accuracy = Accuracy(accuracies)
-    pixels = np.stack([made.preprocessing(path) for path in new])
-    x = to_x(torch.from_numpy(pixels), made.preprocessing.drawing)
-
-    @torch.no_grad()
-    def bare() -> None:
-        made.method.logits(made.network.adapted, x)
-
     return {
         "data": meta_sets.name,
         "n_shot": n_shot,
-        "checkpoint": made.checkpoint_,
-        "accuracy": accuracy.mean,
-        "ci95": accuracy.ci95,
+        "checkpoint": classifier.checkpoint_,
+        "accuracy": Accuracy(accuracies).mean,
+        "ci95": Accuracy(accuracies).ci95,
         "by_command": by_command,
         "same_by_command": accuracies[:commands],
         "adapt_seconds": median(fits),
-        "bare_network_images_per_second": len(new) / seconds(bare),
-        "pixels_images_per_second": len(new) / seconds(partial(made.probabilities, pixels)),
-        "files_images_per_second": len(new) / seconds(partial(made.predict_files, new)),
-        "one_image_seconds": seconds(partial(one_image, made, new[0], scratch)),
+        **speeds(classifier, new),
+        "one_image_seconds": seconds(partial(one_image, classifier, new[0], scratch)),
         "per_trial": accuracies,
     }
 
 
-def content(name: str, images: datasets.ImagesByClass, k: int, row: int) -> bytes:
+def write_images(meta_sets: data.MetaSets, n_shot: int, trial: int, folder: Path) -> None:
+    """Write images of 5 classes: `n_shot` of each to `photos/`, and others to `new/`."""
+    images = meta_sets.splits["meta-test"]
+    rng = np.random.RandomState([n_shot, trial])
+    for k in rng.choice(len(images.classes), N_WAY, replace=False):
+        rows = rng.choice(np.arange(*images.spans[k]), n_shot + N_QUERY, replace=False)
+        for number, row in enumerate(rows):
+            path = folder / ("photos" if number < n_shot else "new") / images.classes[k].replace("/", " ")
+            path.mkdir(parents=True, exist_ok=True)
+            (path / f"{number}.png").write_bytes(content(meta_sets.name, images, k, row))
+
+
+def speeds(classifier: Classifier, paths: list[Path]) -> dict[str, float]:
+    """Images per second of the bare network, from pixels and from files."""
+    pixels = np.stack([classifier.preprocessing(path) for path in paths])
+    x = to_x(torch.from_numpy(pixels), classifier.preprocessing.drawing)
+
+    @torch.no_grad()
+    def bare() -> None:
+        classifier.method.logits(classifier.network.adapted, x)
+
+    return {
+        "bare_network_images_per_second": len(paths) / seconds(bare),
+        "pixels_images_per_second": len(paths) / seconds(partial(classifier.probabilities, pixels)),
+        "files_images_per_second": len(paths) / seconds(partial(classifier.predict_files, paths)),
+    }
+
+
+def content(name: str, images: data.ImagesByClass, k: int, row: int) -> bytes:
     """An image as a PNG file; of Omniglot the original one, black on white."""
     if name == "omniglot":
         archive, members = omniglot()
@@ -125,7 +137,7 @@ def content(name: str, images: datasets.ImagesByClass, k: int, row: int) -> byte
 @cache
 def omniglot() -> tuple[zipfile.ZipFile, dict[str, list[str]]]:
     """The archive of the evaluation alphabets, and its files by class, in order."""
-    archive = zipfile.ZipFile(datasets.default_data_root() / "omniglot" / "images_evaluation.zip")
+    archive = zipfile.ZipFile(data.default_data_root() / "omniglot" / "images_evaluation.zip")
     members: dict[str, list[str]] = {}
     for member in sorted(archive.namelist()):
         if member.endswith(".png"):
@@ -141,10 +153,10 @@ def through_commands(folder: Path) -> float:
     return 100 * float(np.mean([answer["class"] == Path(answer["image"]).parent.name for answer in answers]))
 
 
-def one_image(made: Classifier, path: Path, scratch: Path) -> None:
+def one_image(classifier: Classifier, path: Path, scratch: Path) -> None:
     """`metalstm predict` of one image, process start included."""
-    made.save(scratch / "made.safetensors")
-    words = ["predict", scratch / "made.safetensors", path, "--csv", "-"]
+    classifier.save(scratch / "classifier.safetensors")
+    words = ["predict", scratch / "classifier.safetensors", path, "--csv", "-"]
     subprocess.run([sys.executable, "-m", "metalstm", *words], check=True, capture_output=True)
 
 

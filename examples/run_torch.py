@@ -15,14 +15,17 @@ from PIL import Image, ImageOps
 def read(path, size, channels, fit):
     """An image as the network takes it: uint8 (size, size, channels)."""
     image = ImageOps.exif_transpose(Image.open(path)).convert("L" if channels == 1 else "RGB")
-    if fit == "crop":
+    if fit == "crop":  # a photo
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    else:  # of a drawing, nothing is cut off
-        image = ImageOps.autocontrast(image)
-        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=int(np.asarray(image)[0, 0]))
+    else:  # a drawing, which gets more paper instead of being cropped
+        pixels = np.asarray(image := ImageOps.autocontrast(image))
+        paper = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]))
+        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=int(paper))
     return np.asarray(image).reshape(size, size, channels)
 
 
+if len(sys.argv) < 3:
+    sys.exit(__doc__)
 model, *paths = sys.argv[1:]
 extra = {"metadata.json": ""}
 network = torch.export.load(model, extra_files=extra).module()

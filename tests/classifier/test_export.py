@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from metalstm.classifier import Classifier, export
 from metalstm.errors import UserError
+from metalstm.methods import METHODS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPES = {"disc 1": [(20, 20), (40, 40)], "disc ü": [(5, 5), (55, 55)]}
@@ -30,11 +31,16 @@ def fitted(request, tmp_path_factory) -> tuple[Classifier, list[Path]]:
     return Classifier().fit(paths, labels), paths
 
 
-def run(example: str, *words: object) -> list[list[str]]:
-    """What an example prints, without a way to this package."""
+def start(example: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run an example without a way to this package."""
     program = "import sys, runpy; sys.modules['metalstm'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
     command = [sys.executable, "-c", program, EXAMPLES / example, *words]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+
+
+def run(example: str, *words: object) -> list[list[str]]:
+    """What an example prints."""
+    done = start(example, *words)
     assert done.returncode == 0, done.stderr
     return [line.split("\t") for line in done.stdout.splitlines()]
 
@@ -75,6 +81,14 @@ def test_torch_export_runs_without_this_package(fitted, tmp_path):
     assert_same(run("run_torch.py", tmp_path / "fitted.pt2", paths[0]), classifier, paths[:1])
 
 
+@pytest.mark.parametrize("example", ["run_onnx.py", "run_torch.py"])
+def test_an_example_without_images_says_how_it_is_run(example):
+    done = start(example)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert f"python {example} birds." in done.stderr
+
+
 def test_what_is_off_is_not_kept(fitted, tmp_path, monkeypatch):
     classifier, _ = fitted
     right, allowed = classifier.probabilities, 1e-5 / min(1, classifier.network.temperature)
@@ -96,3 +110,36 @@ def test_onnx_needs_the_extra(fitted, tmp_path, monkeypatch):
         "ONNX needs further packages (import of onnxruntime halted; None in sys.modules): pip install "
         "'metalstm[export]'"
     )
+
+
+def test_a_method_that_onnx_has_no_operation_for(make, patterns, tmp_path):
+    """The distances of `pixels`; torch.export has them."""
+    classifier = Classifier(make("pixels")).fit(patterns.support, patterns.labels)
+    with pytest.raises(UserError) as error:
+        export.to_onnx(classifier, tmp_path / "fitted.onnx")
+    message = str(error.value)
+    assert message.startswith("this method cannot be written as ONNX (No ONNX function found for <OpOverload(op='aten.")
+    assert message.endswith("): pass --format torch")
+    assert "\n" not in message
+    export.to_torch(classifier, tmp_path / "fitted.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["fitted.pt2"]
+
+
+def test_a_method_that_torch_export_cannot_follow(make, patterns, tmp_path, monkeypatch):
+    classifier = Classifier(make()).fit(patterns.support, patterns.labels)
+    logits = classifier.method.logits
+    monkeypatch.setattr(classifier.method, "logits", lambda adapted, x: logits(adapted, x) if x.sum() > 0 else x)
+    with pytest.raises(UserError, match=r"this method cannot be written as a program of torch\.export \(") as error:
+        export.to_torch(classifier, tmp_path / "fitted.pt2")
+    assert str(error.value).endswith("): use the file of the classifier itself")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "pixels"])
+def test_every_method_can_be_exported(make, patterns, tmp_path, method):
+    """Each file is checked against the classifier before it is kept."""
+    classifier = Classifier(make(method)).fit(patterns.support, patterns.labels)
+    export.to_onnx(classifier, tmp_path / "fitted.onnx")
+    export.to_torch(classifier, tmp_path / "fitted.pt2")
+    assert len(list(tmp_path.iterdir())) == 2

@@ -16,7 +16,7 @@ from metalstm.methods import Method
 
 
 @dataclass(frozen=True)
-class Values:
+class ClassifierFile:
     """The plain values in a file, beside the tensors."""
 
     checkpoint: str
@@ -54,7 +54,8 @@ def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any]]:
             f"{path} is a meta-learner, not a classifier: metalstm adapt makes one, with --checkpoint {path}"
         )
     with checkpoint.fits(path, "adapt it anew"):
-        values = settings.from_dict(Values, meta)
+        settings.check_names(ClassifierFile, meta)
+        values = settings.from_dict(ClassifierFile, meta)
         method = recipes.build(recipes.with_changes(recipes.from_dict(values.config), PRECISION))
         _restore(method, _part(tensors, "method."))
         held = _part(tensors, "adapted.")

@@ -38,8 +38,7 @@ class Export(Command):
         if self.format not in SUFFIXES:
             raise unknown("format", self.format, SUFFIXES)
         self.common.start()
-        from metalstm import export
-        from metalstm.classifier import Classifier
+        from metalstm.classifier import Classifier, export
 
         out = self.out or self.classifier.with_suffix(SUFFIXES[self.format])
         classifier = Classifier.load(self.classifier)
