@@ -292,6 +292,7 @@ def _start_from_pretraining(
                 "pre-training runs in one process: start this command without torchrun until the pre-training is "
                 "done, then with torchrun and --resume; or pass --pretrain 0"
             )
+        run.write_configuration()
         run.best.unlink(missing_ok=True)  # of a shorter pre-training
         n = pretraining.training.episodes
         console.print(f"{folder}: pre-training, {n:,} mini-batches at the most", soft_wrap=True)

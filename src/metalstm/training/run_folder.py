@@ -92,6 +92,10 @@ class RunFolder:
                 f"{self.last} is not a state of this run ({reason}): train anew with another --out"
             ) from error
 
+    def write_configuration(self) -> None:
+        """Write the configuration, from which a run can be resumed."""
+        files.write(self.configuration, (json.dumps(recipes.to_dict(self.config), indent=1) + "\n").encode())
+
     def begin(self, at: Progress, is_done: bool) -> None:
         """Write the configuration, and drop what a killed run left half-done.
 
@@ -101,7 +105,7 @@ class RunFolder:
         """
         files.remove_temporary(self.path, *(file.name for file in (self.best, self.last, self.metrics)))
         files.remove_temporary(self.path, self.configuration.name)
-        files.write(self.configuration, (json.dumps(recipes.to_dict(self.config), indent=1) + "\n").encode())
+        self.write_configuration()
         has_best = self.best.exists()
         self._forget_metrics_after(at.episode if has_best or at.episode else -1)
         for path in [] if is_done and has_best else self.path.glob("tuned-*.json"):
