@@ -15,6 +15,7 @@ from msgspec import Meta
 from metalstm import data
 from metalstm.cli.common import Command, Common, Options
 from metalstm.cli.options import parse
+from metalstm.data.folder import PREFIX
 from metalstm.errors import UserError, unknown
 from metalstm.methods.gradient import QueryNorm
 from metalstm.settings import Count, Precision, option
@@ -64,7 +65,7 @@ class Evaluate(Command):
                     raise UserError(f"{option(name)} {value}: {config.method} has no such setting: leave it out")
             name = self.data or config.data
             # The images of a folder are read as in training, whatever they look like.
-            traits = config.traits if name.startswith(data.folder.PREFIX) else None
+            traits = config.traits if name.startswith(PREFIX) else None
             meta_sets = data.load(name, self.common.data_root, config.image_shape[1], traits)
         result = evaluate_checkpoint(
             self.checkpoint,

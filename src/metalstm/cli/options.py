@@ -5,7 +5,7 @@ import difflib
 import inspect
 import shutil
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_origin, get_type_hints
@@ -22,13 +22,20 @@ from metalstm.settings import Traits
 C = TypeVar("C", bound=Command)
 
 Kind = Literal["auto", "drawing", "photo"]
-KINDS = {"drawing": Traits(drawing=True, mirrors=False), "photo": Traits()}
+KINDS: dict[Kind, Traits] = {"drawing": Traits(drawing=True, mirrors=False), "photo": Traits()}
 
 DATA = f"{', '.join(DATASETS)}; or {PREFIX}DIR for your own images, DIR/<class>/*."
 """Help of `--data`."""
 
 
-def parse(kind: type[C], words: Sequence[str], name: str, about: str | None, default: C | None = None) -> C:
+def parse(
+    kind: type[C],
+    words: Sequence[str],
+    name: str,
+    about: str | None,
+    default: C | None = None,
+    owners: Callable[[], Mapping[str, str]] = dict,
+) -> C:
     """A command with the options that some words give.
 
     Args:
@@ -37,6 +44,7 @@ def parse(kind: type[C], words: Sequence[str], name: str, about: str | None, def
         name: The command's name.
         about: What its help says first.
         default: Values of the options that are not given, where they are not those of the class.
+        owners: Gives options that the command has with other choices, each with that choice.
 
     Raises:
         UserError: There is no such option, or values are not allowed.
@@ -51,7 +59,7 @@ def parse(kind: type[C], words: Sequence[str], name: str, about: str | None, def
         kind, args=words, prog=f"metalstm {name}", description="", return_unknown_args=True, **defaults
     )
     if odd:
-        raise _unexpected(odd, name, option_names(kind))
+        raise _unexpected(odd, name, option_names(kind), owners())
     settings.check(*_values(command))
     return command
 
@@ -139,12 +147,14 @@ def _wrapped(text: str) -> str:
     return "\n\n".join(textwrap.fill(" ".join(each.split()), width) for each in paragraphs) + "\n"
 
 
-def _unexpected(odd: Sequence[str], name: str, known: Sequence[str]) -> UserError:
+def _unexpected(odd: Sequence[str], name: str, known: Sequence[str], owners: Mapping[str, str]) -> UserError:
     option = next((word for word in odd if word.startswith("-")), None)
     mend = f"metalstm {name} --help shows what it takes"
     if option is None:
         return UserError(f"metalstm {name} does not take {' '.join(map(repr, odd))}: {mend}")
     option = option.partition("=")[0]
+    if option in owners:
+        return UserError(f"{option} is not an option of these choices, but of {owners[option]}")
     near = difflib.get_close_matches(option.replace("_", "-"), known, n=1)
     hint = f", did you mean {near[0]}?" if near else ":"
     return UserError(f"metalstm {name} has no option {option}{hint} {mend}")

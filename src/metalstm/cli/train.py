@@ -13,7 +13,7 @@ Example: metalstm train --data cifar-fs --n-shot 1 --minutes 60
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
@@ -23,14 +23,16 @@ from msgspec import Meta
 from metalstm import data, recipes
 from metalstm.cli import process
 from metalstm.cli.common import Command, Common, Options
-from metalstm.cli.options import DATA, Kind, kind_of, parse, traits_of
+from metalstm.cli.options import DATA, Kind, kind_of, option_names, parse, traits_of
 from metalstm.console import console
 from metalstm.data import MetaSets
+from metalstm.data.folder import PREFIX
 from metalstm.errors import UserError
 from metalstm.learners import LEARNERS
 from metalstm.methods import METHODS, Recipe, RunConfig
 from metalstm.optimizers import OPTIMIZERS
 from metalstm.settings import Count, NoSettings, TrainingSettings, Traits
+from metalstm.training.run_folder import RunFolder
 
 S = TypeVar("S")
 L = TypeVar("L")
@@ -131,48 +133,53 @@ class Choice:
     method: str | None = None
     recipe: str | None = None
     data: str | None = None
-    kind: Kind | None = None
     learner: str | None = None
     optimizer: str | None = None
     n_shot: int | None = None
+    kind: Kind = "auto"
     out: Path | None = None
     resume: bool = False
 
-    def agrees(self, config: RunConfig) -> bool:
-        """Whether the user names nothing that a run has otherwise."""
+    def given(self) -> dict[str, Any]:
+        """The fields of `RunConfig` that the user names."""
         names = ("method", "recipe", "data", "learner", "optimizer", "n_shot")
-        return all(getattr(self, name) in (None, getattr(config, name)) for name in names) and self.kind is None
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def command(words: Sequence[str]) -> Train:
     """`metalstm train WORDS`."""
-    choice, _ = tyro.cli(Choice, args=words, return_unknown_args=True, add_help=False)
+    choice, _ = tyro.cli(Choice, args=words, prog="metalstm train", return_unknown_args=True, add_help=False)
     run = _resumed(choice)
-    if run and choice.agrees(run):
-        default = _as_options(run)
-    else:
-        default = _from_recipe(choice, is_help=bool({"-h", "--help"} & {*words}))
-    kinds: Any = tuple(
-        type(part)
-        for part in (
-            default.method_settings,
-            default.learner_settings,
-            default.inner_optimizer,
-            default.optimizer_settings,
-        )
+    default = _as_options(run) if run else _from_recipe(choice, is_help=bool({"-h", "--help"} & {*words}))
+    parts = (
+        default.method_settings,
+        default.learner_settings,
+        default.inner_optimizer,
+        default.optimizer_settings,
     )
-    options: Any = Train[kinds]
-    return parse(options, words, "train", __doc__, default)
+    generic: Any = Train
+    return parse(generic[tuple(map(type, parts))], words, "train", __doc__, default, _owners)
 
 
 def _resumed(choice: Choice) -> RunConfig | None:
-    """The run that is to be resumed, if there is one whose configuration can be read; `train` refuses a damaged one."""
+    """The run that is to be resumed; None if there is none, or a damaged one, which `training.train` refuses.
+
+    Raises:
+        UserError: The user names another one, or nothing but a folder without a run.
+    """
     if not choice.resume or choice.out is None:
         return None
+    file = choice.out / "config.json"
+    if not file.exists() and not choice.given():
+        raise UserError(
+            f"{choice.out} holds no run to resume: correct --out, or leave out --resume and choose the data"
+        )
     try:
-        return recipes.from_dict(json.loads((choice.out / "config.json").read_text()))
+        run = recipes.from_dict(json.loads(file.read_text()))
     except (OSError, ValueError, UserError):
         return None
+    RunFolder(choice.out, replace(run, **choice.given())).check(resume=True)
+    return run
 
 
 def _as_options(run: RunConfig) -> Train:
@@ -180,7 +187,7 @@ def _as_options(run: RunConfig) -> Train:
     return Train(
         **_parts(run),
         **{name: getattr(run, name) for name in ("method", "recipe", "data", "n_way", "n_shot", "n_query")},
-        kind=kind_of(run.traits) if run.data.startswith(data.folder.PREFIX) else "auto",
+        kind=kind_of(run.traits) if run.data.startswith(PREFIX) else "auto",
         image_size=run.image_shape[1],
         common=Common(seed=run.seed),
     )
@@ -188,16 +195,35 @@ def _as_options(run: RunConfig) -> Train:
 
 def _from_recipe(choice: Choice, is_help: bool) -> Train:
     """The options of the recipe that the user chooses."""
-    given = {name: value for name, value in vars(choice).items() if value is not None}
-    named = {name: given.get(name, getattr(Train, name)) for name in ("method", "recipe", "data", "kind", "n_shot")}
+    name = choice.data or Train.data
     try:
-        traits = data.find(named["data"], traits_of(named["data"], named["kind"])).traits
+        traits = data.find(name, traits_of(name, choice.kind)).traits
     except UserError:
-        if not is_help:  # a folder that is not there must not keep the help back
+        if not is_help:  # the help does not need the folder
             raise
         traits = Traits()
-    recipe = recipes.named(named["method"], named["recipe"], traits, named["n_shot"], choice.learner, choice.optimizer)
+    recipe = recipes.named(
+        choice.method or Train.method,
+        choice.recipe or Train.recipe,
+        traits,
+        Train.n_shot if choice.n_shot is None else choice.n_shot,
+        choice.learner,
+        choice.optimizer,
+    )
     return Train(**_parts(recipe))
+
+
+def _owners() -> dict[str, str]:
+    """Each setting's option, and the choice that has it."""
+    owners: dict[str, list[str]] = {}
+    tables: tuple[tuple[str, Mapping[str, Any]], ...] = (
+        ("--method", METHODS), ("--learner", LEARNERS), ("--optimizer", OPTIMIZERS)
+    )  # fmt: skip
+    for choice, table in tables:
+        for name, kind in table.items():
+            for each in option_names(kind.Settings):
+                owners.setdefault(each, []).append(f"{choice} {name}")
+    return {each: " or ".join(choices) for each, choices in owners.items()}
 
 
 def _parts(config: Recipe | RunConfig) -> Mapping[str, Any]:
