@@ -125,8 +125,7 @@ def with_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
         if not parts:
             known = [each for part in _PARTS for each in _names(getattr(config, part))]
             raise unknown("setting", name, known)
-        config = replace(config, **{part: replace(getattr(config, part), **{name: value}) for part in parts})
-    check(config)
+        config = replace(config, **{part: settings_of.changed(getattr(config, part), name, value) for part in parts})
     return config
 
 

@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from math import inf
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -106,6 +106,18 @@ def check(*settings: Any) -> None:
     wrong = [message for each in settings for message in _wrong(type(each), _values(each))]
     if wrong:
         raise UserError("; ".join(wrong))
+
+
+def changed(settings: S, name: str, value: Any) -> S:
+    """The same settings with another value of one.
+
+    Raises:
+        UserError: The value has a wrong type or is out of its bounds.
+    """
+    for message in _wrong(type(settings), {name: value}):
+        raise UserError(message)
+    values: dict[str, Any] = {name: _convert(value, _hints(type(settings))[name])}
+    return replace(settings, **values)  # pyright: ignore[reportArgumentType]
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
