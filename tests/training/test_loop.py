@@ -168,10 +168,8 @@ def test_lr_decay_rotations_and_meta_batch_change_the_weights(meta_sets, tmp_pat
 
 
 def test_a_run_is_trained_on_the_images_and_classes_that_its_settings_add(meta_sets):
-    plain, mirrored, rotated = (
-        meta_train_images(tiny_config(meta_sets, **options), meta_sets)
-        for options in ({}, {"mirrors": True}, {"mirrors": True, "rotations": True})
-    )
+    added: tuple[dict[str, Any], ...] = {}, {"mirrors": True}, {"mirrors": True, "rotations": True}
+    plain, mirrored, rotated = (meta_train_images(tiny_config(meta_sets, **options), meta_sets) for options in added)
     assert (len(plain.classes), len(plain.images)) == (6, 12 * 8)  # of all splits, which share them
     assert (len(mirrored.classes), len(mirrored.images)) == (6, 2 * 6 * 8)
     assert (len(rotated.classes), len(rotated.images)) == (24, 4 * 2 * 6 * 8)
@@ -447,6 +445,7 @@ def test_a_run_made_longer_is_tuned_anew(meta_sets, tmp_path, monkeypatch):
     for episodes in (1, 8):
         train(config(episodes), meta_sets, out, resume=True)
         method, tuned, meta = checkpoint.load_method(out)
+        assert isinstance(method, Tuned)
         assert tuned.settings.scale == meta["chosen"]["scale"] == 1 + method.body.abs().sum().item()
         assert meta["meta_val"] == 50.0
     train(config(8), meta_sets, whole)
