@@ -248,7 +248,7 @@ def test_a_signal_stops_all_processes_after_the_same_step(command, cache, tmp_pa
     _, said = end(process)
     assert process.returncode != 0
     episode = metrics(run)[-1]["episode"]
-    assert said == [f"metalstm: saved after episode {episode}; go on with the same command and --resume"]
+    assert said == [f"metalstm: saved after episode {episode}; resume it with --resume"]
     assert checkpoint.load(run / "last.safetensors")[1]["episode"] == episode < 400
 
 
