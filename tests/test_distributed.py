@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,8 @@ JOBS = """
 import dataclasses, json, os, sys
 from pathlib import Path
 import torch
-from metalstm import distributed, episodes, errors, training
-from metalstm.datasets import load
-from metalstm.episodes import EpisodeSampler
-from metalstm.recipes import RunConfig
+from metalstm import distributed, episodes, errors, recipes, training
+from metalstm.data import load
 
 torch.set_default_dtype(torch.float64)
 load_float32 = episodes._Pixels.load
@@ -44,7 +42,7 @@ if os.environ["WORLD_SIZE"] != "1":
     distributed.join("cpu")
 said = {}
 for name, job in jobs.items():
-    config = RunConfig.from_dict(job["config"])
+    config = recipes.from_dict(job["config"])
     if name == "seeds":
         config = dataclasses.replace(config, seed=rank)
     try:
@@ -130,17 +128,15 @@ def wait_for_lines(run: Path, n: int, process: subprocess.Popen[str]) -> None:
 def test_one_two_and_four_processes_make_the_same_run(folder, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("METALSTM_CACHE", str(cache))
     meta_sets = helpers.load_folder(folder)
-    best = asdict(recipes.named("meta-lstm", "best", meta_sets.name, 1)[0]) | helpers.SETTINGS | {"order": 2}
 
     def job(recipe: str, meta_batch: int, steps: int = 20, out: str = "", resume: bool = False) -> dict[str, Any]:
-        config = tiny_config(
-            meta_sets,
-            best if recipe == "best" else {},
-            episodes=steps * meta_batch,
-            meta_batch=meta_batch,
-            val_every=30,
-        )
-        return {"config": config.to_dict(), "out": str(tmp_path / out), "resume": resume}
+        length: dict[str, Any] = {"episodes": steps * meta_batch, "meta_batch": meta_batch, "val_every": 30}
+        # The outer loop of `paper` for both: what is compared is the sum of gradients, not the schedule.
+        config = tiny_config(meta_sets, recipe="paper", **length)
+        if recipe == "best":
+            best = tiny_config(meta_sets, recipe="best", order=2)
+            config = replace(best, training=config.training, recipe="paper")
+        return {"config": recipes.to_dict(config), "out": str(tmp_path / out), "resume": resume}
 
     def assert_near(run: str, other: str) -> None:
         one, two = (load_file(tmp_path / name / "last.safetensors") for name in (run, other))
@@ -169,16 +165,18 @@ def test_what_ends_one_process_ends_all_with_the_same_words(folder, cache, tmp_p
     meta_sets = helpers.load_folder(folder)
     (tmp_path / "file").write_text("")
     fine = tiny_config(meta_sets, episodes=4, meta_batch=2)
+    nan = {"input_bias": (200.0, 200.0), "lr": 1e9, "optimizer_lr": 1e9}
     jobs = {
         "fine": (fine, "run"),
         "there": (fine, "run"),
         "file": (fine, "file"),
         "seeds": (fine, "seeds"),
         "few": (tiny_config(meta_sets, episodes=4), "few"),
-        "nan": (tiny_config(meta_sets, {"input_bias": (200.0, 200.0)}, episodes=8, meta_batch=2, lr=1e200), "nan"),
+        "nan": (tiny_config(meta_sets, episodes=8, meta_batch=2, **nan), "nan"),
     }
     done = {
-        name: {"config": c.to_dict(), "out": str(tmp_path / out), "resume": False} for name, (c, out) in jobs.items()
+        name: {"config": recipes.to_dict(c), "out": str(tmp_path / out), "resume": False}
+        for name, (c, out) in jobs.items()
     }
     first, second = run_jobs(2, done, tmp_path, cache)
     assert first == second
@@ -252,14 +250,12 @@ def test_a_signal_stops_all_processes_after_the_same_step(command, cache, tmp_pa
     assert checkpoint.load(run / "last.safetensors")[1]["episode"] == episode < 400
 
 
-def test_a_mistake_is_told_once(command, whole, cache):
-    started = time.monotonic()
+def test_a_mistake_is_reported_once(command, whole, cache):
     process = start(2, *command, "--out", whole, cache=cache)
     out, said = end(process)
     assert out == ""
     assert process.returncode != 0
     assert said == [f"metalstm: {whole} already holds a run: pass --resume to go on with it, or another --out"]
-    assert time.monotonic() - started < 50
 
 
 def test_sharded_evaluation_is_that_of_one_process(whole, cache):
@@ -279,5 +275,5 @@ def test_other_commands_run_in_one_process(cache):
     )
     assert (done.returncode, done.stderr) == (
         2,
-        "metalstm: data runs in one process, unlike train and evaluate: start it without torchrun\n",
+        "metalstm: metalstm data runs in one process: start it without torchrun\n",
     )

@@ -1,11 +1,20 @@
+"""The protocol: the mean, its interval, the same episodes for every method, and what a result says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+import helpers
+from helpers import numbered
+from metalstm import checkpoint, evaluation, recipes
 from metalstm.episodes import EpisodeSampler
-from metalstm.evaluation import Accuracy, confusion, evaluate
-from metalstm.methods import Method, PixelNearestNeighbor
-from test_episodes import numbered
+from metalstm.errors import UserError
+from metalstm.evaluation import Accuracy, confusion, evaluate, evaluate_checkpoint
+from metalstm.methods.pixels import PixelNearestNeighbor
 
 
 def test_mean_and_interval_are_those_of_the_protocol():
@@ -20,7 +29,7 @@ def test_one_episode_has_no_interval():
     assert Accuracy([50.0]).ci95 == float("inf")
 
 
-class Oracle(Method):
+class Oracle(PixelNearestNeighbor):
     """Right on classes 0 and 1, wrong on class 2: query labels lie class by class."""
 
     def adapt(self, support):
@@ -65,3 +74,116 @@ def test_confusion_counts_queries_of_classes_that_met():
     with np.errstate(invalid="ignore"):
         np.testing.assert_allclose(confusion(Oracle(), sampler, 6).numpy(), taken / met, rtol=1e-6)
     assert confusion(Oracle(), sampler, 1).isnan().sum() == 25 - 9
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_method_comes_back_in_the_mode_that_it_was_in(training):
+    class Fails(PixelNearestNeighbor):
+        def logits(self, adapted, query_x):
+            assert not self.training
+            raise ZeroDivisionError
+
+    sampler = EpisodeSampler(numbered([8] * 4), 3, 1, 5)
+    for method in (PixelNearestNeighbor(), Fails()):
+        method.train(training)
+        try:
+            evaluate(method, sampler, 2)
+        except ZeroDivisionError:
+            assert isinstance(method, Fails)
+        assert method.training == training
+
+
+# A checkpoint by the protocol.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return helpers.make_folder(tmp_path_factory.mktemp("images") / "patterns")
+
+
+@pytest.fixture
+def meta_sets(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("METALSTM_CACHE", str(tmp_path / "cache"))
+    return helpers.load_folder(folder)
+
+
+@pytest.fixture
+def path(meta_sets, tmp_path) -> Path:
+    """An untrained Meta-LSTM."""
+    config = helpers.tiny_config(meta_sets)
+    file = tmp_path / "some.safetensors"
+    meta = {"config": recipes.to_dict(config), "meta_val": 50.0, "episode": 0}
+    checkpoint.save(file, checkpoint.method_tensors(recipes.build(config)), meta)
+    return file
+
+
+def test_a_result_says_what_was_tested_and_how(meta_sets, path):
+    result = evaluate_checkpoint(path, meta_sets, "meta-test", n_query=3, episodes=4, seed=5)
+    accuracy = evaluate(
+        checkpoint.load_method(path)[0], EpisodeSampler(meta_sets.splits["meta-test"], 2, 1, 3, seed=5), 4
+    )
+    assert result.pop("seconds") > 0
+    assert result == {
+        "method": "meta-lstm",
+        "data": meta_sets.name,
+        "split": "meta-test",
+        "n_way": 2,
+        "n_shot": 1,
+        "n_query": 3,
+        "episodes": 4,
+        "accuracy": accuracy.mean,
+        "ci95": accuracy.ci95,
+        "seed": 5,
+        "query_norm": "running",
+        "precision": "fp32",
+        "transductive": False,
+        "recipe": "paper",
+        "changes": {"epochs": 2, "filters": 4, "hidden_size": 3, "val_episodes": 2, "patience": 1000},
+        "checkpoint_sha256": checkpoint.sha256(path),
+        "per_episode": accuracy.per_episode,
+    }
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_queries_normalized_by_their_own_batch_are_called_transductive(meta_sets, path):
+    changes = {"query_norm": "batch"}
+    result = evaluate_checkpoint(path, meta_sets, "meta-val", n_query=3, episodes=2, changes=changes)
+    assert (result["query_norm"], result["transductive"]) == ("batch", True)
+    assert result["changes"]["query_norm"] == "batch"
+
+
+def test_a_method_without_that_setting_is_inductive(meta_sets, tmp_path):
+    config = helpers.tiny_config(meta_sets, "pixels")
+    meta = {"config": recipes.to_dict(config)}
+    checkpoint.save(tmp_path / "pixels.safetensors", checkpoint.method_tensors(recipes.build(config)), meta)
+    result = evaluate_checkpoint(tmp_path / "pixels.safetensors", meta_sets, "meta-test", n_query=3, episodes=2)
+    assert (result["query_norm"], result["transductive"]) == (None, False)
+
+
+def test_other_data_are_refused(meta_sets, path):
+    other = replace(meta_sets, name="omniglot", digest="f" * 64)
+    with pytest.raises(UserError) as error:
+        evaluate_checkpoint(path, other, "meta-test")
+    assert str(error.value) == (
+        f"{path} was trained on {meta_sets.name} (digest {meta_sets.digest[:12]}), but omniglot is other data (digest "
+        f"ffffffffffff): pass --data {meta_sets.name}"
+    )
+    with pytest.raises(UserError, match=r"the files, or the version of Pillow that resized them, differ: see metalstm"):
+        evaluate_checkpoint(path, replace(meta_sets, digest="f" * 64), "meta-test")
+
+
+def test_a_number_of_classes_that_is_not_served_is_refused(meta_sets, path):
+    with pytest.raises(UserError) as error:
+        evaluate_checkpoint(path, meta_sets, "meta-test", n_way=3, n_query=3)
+    assert str(error.value) == "this method was meta-trained for 2 classes and serves no other number: got 3"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_tf32_is_used_where_it_is_asked_for_and_nowhere_else(precision):
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        evaluation.allow_tf32(precision)
+        allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        assert allowed == (precision == "tf32",) * 2
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
