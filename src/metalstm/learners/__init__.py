@@ -2,9 +2,10 @@
 
 from metalstm.learners.base import Layout, Learner, LearnerSettings, each_task, set_precision
 from metalstm.learners.conv4 import Conv4
-from metalstm.learners.head_only import AfterFixed, HeadOnly
+from metalstm.learners.head_only import HeadOnly
 from metalstm.learners.linear import Linear
 from metalstm.learners.module import FromModule
+from metalstm.learners.wrapped import FixedOnce, Wrapped
 
 # What `--learner` takes. A new one is a file in this folder and a line here.
 LEARNERS: dict[str, type[Learner]] = {
@@ -14,14 +15,15 @@ LEARNERS: dict[str, type[Learner]] = {
 
 __all__ = [
     "LEARNERS",
-    "AfterFixed",
     "Conv4",
+    "FixedOnce",
     "FromModule",
     "HeadOnly",
     "Layout",
     "Learner",
     "LearnerSettings",
     "Linear",
+    "Wrapped",
     "each_task",
     "set_precision",
 ]

@@ -48,35 +48,3 @@ class HeadOnly(Learner):
     ) -> tuple[Float[Tensor, "*tasks n n_features"], Float[Tensor, "*tasks 0"]]:
         """What `fixed` gave, and no moments."""
         return x, theta[..., :0]
-
-
-class AfterFixed(Learner):
-    """The rest of a learner: it takes what the learner's `fixed` gives, computed beforehand.
-
-    Args:
-        learner: The whole learner, whose theta this one shares.
-    """
-
-    def __init__(self, learner: Learner):
-        super().__init__()
-        self.learner = learner
-        self.image_shape, self.n_features, self.shapes = learner.image_shape, learner.n_features, learner.shapes
-        self.n_moments = learner.n_moments
-
-    def init_body(self, generator: torch.Generator) -> Float[Tensor, " n_body"]:
-        """As the learner's."""
-        return self.learner.init_body(generator)
-
-    def features(
-        self, theta: Tensor, x: Float[Tensor, "..."], moments: Tensor | None = None, train: bool = False
-    ) -> tuple[Float[Tensor, "*tasks n n_features"], Float[Tensor, "*tasks n_moments"]]:
-        """As the learner's."""
-        return self.learner.features(theta, x, moments, train)
-
-    def initial_moments(self) -> Float[Tensor, " n_moments"]:
-        """As the learner's."""
-        return self.learner.initial_moments()
-
-    def unbiased(self, moments: Tensor, n_images: int, train: bool = False) -> Tensor:
-        """As the learner's."""
-        return self.learner.unbiased(moments, n_images, train)

@@ -1,12 +1,10 @@
 """Fine-tuning: a pre-trained network with a new head, trained on the support set by a fixed rule."""
 
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from typing import Any
 
-from metalstm.episodes import Episode
 from metalstm.errors import unknown
-from metalstm.learners import AfterFixed, Conv4, HeadOnly, Learner
+from metalstm.learners import Conv4, FixedOnce, HeadOnly, Learner
 from metalstm.methods.base import Recipe, Row, RunConfig, Tuning
 from metalstm.methods.gradient import Epochs, GradientMethod, InnerLoop
 from metalstm.methods.tuning import Choice, tune_rule
@@ -79,22 +77,15 @@ class Finetune(GradientMethod):
 
     def tune(self, tuning: Tuning) -> dict[str, Any]:
         """The rule, its settings and the number of steps that are best on meta-val."""
-        embedded = replace(tuning, episodes=cache(lambda number: self._fixed(tuning.episodes(number))))
-        rest = self.with_inner_loop(learner=AfterFixed(self.learner))
+        method = self.with_inner_loop(learner=FixedOnce(self.learner))
         choices = [
-            Choice(**tuning.keep(rule, lambda rule=rule: asdict(tune_rule(rule, rest, embedded))))
+            Choice(**tuning.keep(rule, lambda rule=rule: asdict(tune_rule(rule, method, tuning))))
             for rule in self.settings.rules
         ]
         best = max(choices, key=lambda choice: choice.meta_val)
         return {
-            "settings": replace(self.settings, epochs=best.steps),
+            "settings": replace(self.settings, epochs=best.steps, few_shot_epochs=None, batch_size=None),
             "optimizer": best.rule,
             "optimizer_settings": RULES[best.rule].Settings(best.rate, best.decay),
             "chosen": asdict(best),
         }
-
-    def _fixed(self, episode: Episode) -> Episode:
-        """The episode with what the learner's `fixed` makes of its images, so that it is computed once."""
-        support, query = episode.support, episode.query
-        fixed = self.learner.fixed
-        return Episode(replace(support, x=fixed(support.x)), replace(query, x=fixed(query.x)))

@@ -1,4 +1,4 @@
-"""Following the inner loop, and choosing the settings of a fixed rule on meta-val: no baseline is to be weak."""
+"""Following the inner loop, and choosing the settings of a fixed rule on meta-val, so that no baseline is weak."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -111,7 +111,8 @@ def tune_rule(rule: str, method: GradientMethod, tuning: Tuning) -> Choice:
 
     def follow(keys: Sequence[tuple[int, float]], numbers: range) -> None:
         for k, decay in track(keys, f"{tuning.description}: {rule}, {len(numbers)} episodes each"):
-            rival = method.with_inner_loop(kind(10 ** (k / 2), decay), epochs=read_at[-1], batch_size=None)
+            rule_at = kind(10 ** (k / 2), decay)
+            rival = method.with_inner_loop(rule_at, epochs=read_at[-1], few_shot_epochs=None, batch_size=None)
             curve = followed.setdefault((k, decay), [])
             curve += [_accuracies(rival, tuning.episodes(number), read_at) for number in numbers]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metalstm.console import track
 from metalstm.episodes import Episode, Support
-from metalstm.learners import Learner
+from metalstm.learners import Wrapped
 from metalstm.methods import Adapted, GradientMethod, Method
 from metalstm.optimizers import InnerOptimizer
 from metalstm.optimizers.rules import StepState
@@ -72,28 +72,11 @@ class Unforgetting(InnerOptimizer[Any]):
         return None if gates is None else torch.stack([torch.ones_like(gates[1]), gates[1]])
 
 
-class BodyFixed(Learner):
+class BodyFixed(Wrapped):
     """A learner whose body gets no gradient, so that gradient rules train the head alone.
 
     Unlike `HeadOnly` it keeps the layout of theta, and works with every policy of normalization.
-
-    Args:
-        learner: The whole learner, whose theta this one shares.
     """
-
-    def __init__(self, learner: Learner):
-        super().__init__()
-        self.learner = learner
-        self.image_shape, self.n_features, self.shapes = learner.image_shape, learner.n_features, learner.shapes
-        self.n_moments = learner.n_moments
-
-    def init_body(self, generator: torch.Generator) -> Float[Tensor, " n_body"]:
-        """As the learner's."""
-        return self.learner.init_body(generator)
-
-    def fixed(self, x: Float[Tensor, "*tasks n channels height width"], train: bool = False) -> Float[Tensor, "..."]:
-        """As the learner's."""
-        return self.learner.fixed(x, train)
 
     @torch.no_grad()
     def features(
@@ -101,18 +84,6 @@ class BodyFixed(Learner):
     ) -> tuple[Float[Tensor, "*tasks n n_features"], Float[Tensor, "*tasks n_moments"]]:
         """As the learner's, as constants."""
         return self.learner.features(theta, x, moments, train)
-
-    def layer_of(self, name: str) -> str:
-        """As the learner's."""
-        return self.learner.layer_of(name)
-
-    def initial_moments(self) -> Float[Tensor, " n_moments"]:
-        """As the learner's."""
-        return self.learner.initial_moments()
-
-    def unbiased(self, moments: Tensor, n_images: int, train: bool = False) -> Tensor:
-        """As the learner's."""
-        return self.learner.unbiased(moments, n_images, train)
 
 
 class ClassMeans(Method):
