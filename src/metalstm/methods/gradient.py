@@ -160,19 +160,7 @@ class GradientMethod(Method):
             support: What to learn from; mini-batches are consecutive slices of it.
             train: Whether this is part of meta-training, for the learner.
         """
-        theta, _, moments, state = self.start(support)
-        x = self.learner.fixed(support.x, train)
-        size = self.settings.batch_size or support.y.shape[-1]
-        for _ in range(self.n_epochs(support)):
-            for part, y in zip(x.split(size, support.y.dim() - 1), support.y.split(size, -1), strict=True):
-                if self.settings.recompute and torch.is_grad_enabled():
-                    step = checkpoint(
-                        self._step, theta, moments, state, part, y, train, use_reentrant=False, preserve_rng_state=False
-                    )
-                else:
-                    step = self._step(theta, moments, state, part, y, train)
-                theta, moments, state = step.theta, step.moments, step.state
-                yield step
+        yield from self._steps(support, self.learner.fixed(support.x, train), train)
 
     def adapt(self, support: Support) -> Adapted:
         """Train on the support set.
@@ -181,18 +169,20 @@ class GradientMethod(Method):
             `theta`, and the `moments` that are to normalize queries, unless these bring their own.
         """
         with torch.no_grad():  # meta-training has `forward`
-            return self.finish(self._last(support), support)
+            return self._adapt(support, self.settings.query_norm)
 
     def watch(self, support: Support) -> Iterator[Watched]:
         """`adapt`, to be watched: what is adapted after each inner step, and the gates that led there."""
-        steps = self.trajectory(support)
+        with torch.no_grad():  # not around a `yield`, which would let it reach whoever reads
+            x = self.learner.fixed(support.x)
+        steps = self._steps(support, x)
         while True:
-            with torch.no_grad():  # not around a `yield`, which would let it reach whoever reads
+            with torch.no_grad():
                 step = next(steps, None)
                 if step is None:
                     return
                 gates = {layer: (f.mean().item(), i.mean().item()) for layer, (f, i) in self._gates(step).items()}
-                watched = Watched(self.finish(step, support), gates)
+                watched = Watched(self._finish(step, x, self.settings.query_norm), gates)
             yield watched
 
     def gates(self, support: Support) -> Gates | None:
@@ -213,20 +203,13 @@ class GradientMethod(Method):
 
     def forward(self, batch: Episode) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The query loss and accuracy at the final theta, normalized as `train_query_norm` says."""
-        step = self._last(batch.support, train=True)
-        adapted = self.finish(step, batch.support, self.settings.train_query_norm, train=True)
+        adapted = self._adapt(batch.support, self.settings.train_query_norm, train=True)
         return score(self.logits(adapted, batch.query.x, train=True), batch.query.y)
 
-    def finish(self, step: Step, support: Support, query_norm: QueryNorm | None = None, train: bool = False) -> Adapted:
-        """What is adapted if the inner loop on `support` ends with `step`; the method's own `query_norm` by default."""
-        match query_norm or self.settings.query_norm:
-            case "running":
-                return {"theta": step.theta, "moments": step.moments}
-            case "support":
-                x = self.learner.fixed(support.x, train)
-                return {"theta": step.theta, "moments": self.learner.features(step.theta, x, train=train)[1]}
-            case "batch":
-                return {"theta": step.theta}
+    def finish(self, step: Step, support: Support) -> Adapted:
+        """What is adapted if the inner loop on `support` ends with `step`."""
+        norm = self.settings.query_norm
+        return self._finish(step, self.learner.fixed(support.x) if norm == "support" else support.x, norm)
 
     def with_inner_loop(
         self: G, optimizer: InnerOptimizer | None = None, learner: Learner | None = None, **settings: Any
@@ -272,8 +255,35 @@ class GradientMethod(Method):
             return {}
         return {name: gates[..., place] for name, place in self.learner.layers(self.learner.n_way(step.theta)).items()}
 
-    def _last(self, support: Support, train: bool = False) -> Step:
-        return deque(self.trajectory(support, train), maxlen=1)[0]
+    def _adapt(self, support: Support, query_norm: QueryNorm, train: bool = False) -> Adapted:
+        x = self.learner.fixed(support.x, train)
+        (last,) = deque(self._steps(support, x, train), maxlen=1)
+        return self._finish(last, x, query_norm, train)
+
+    def _finish(self, step: Step, x: Tensor, query_norm: QueryNorm, train: bool = False) -> Adapted:
+        """What is adapted if the inner loop ends with `step`; `x` is what `fixed` makes of the support images."""
+        match query_norm:
+            case "running":
+                return {"theta": step.theta, "moments": step.moments}
+            case "support":
+                return {"theta": step.theta, "moments": self.learner.features(step.theta, x, train=train)[1]}
+            case "batch":
+                return {"theta": step.theta}
+
+    def _steps(self, support: Support, x: Tensor, train: bool = False) -> Iterator[Step]:
+        """The inner loop; `x` is what `fixed` makes of the support images, computed once and used at every step."""
+        theta, _, moments, state = self.start(support)
+        size = self.settings.batch_size or support.y.shape[-1]
+        for _ in range(self.n_epochs(support)):
+            for part, y in zip(x.split(size, support.y.dim() - 1), support.y.split(size, -1), strict=True):
+                if self.settings.recompute and torch.is_grad_enabled():
+                    step = checkpoint(
+                        self._step, theta, moments, state, part, y, train, use_reentrant=False, preserve_rng_state=False
+                    )
+                else:
+                    step = self._step(theta, moments, state, part, y, train)
+                theta, moments, state = step.theta, step.moments, step.state
+                yield step
 
     def _step(self, theta: Tensor, moments: Tensor, state: Any, x: Tensor, y: Tensor, train: bool) -> Step:
         settings = self.settings
