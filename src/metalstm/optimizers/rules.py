@@ -142,7 +142,7 @@ class Adagrad(Rule[MomentState]):
     def update(self, theta: Same, grad: Same, loss: Tensor, state: MomentState) -> tuple[Same, MomentState]:
         """One step; arguments as in `InnerOptimizer.update`."""
         m = state.m + grad**2
-        step = grad / (m.sqrt() + self.eps)
+        step = grad / (_root(m) + self.eps)
         return theta - self.rate_at(state.t) * step, MomentState(state.t + 1, m)
 
 
@@ -208,8 +208,13 @@ class Adam(Rule[TwoMomentState]):
         beta_m, beta_v = self.betas
         m = beta_m * state.m + (1 - beta_m) * grad
         v = beta_v * state.v + (1 - beta_v) * grad**2
-        step = m / (1 - beta_m**t) / ((v / (1 - beta_v**t)).sqrt() + self.eps)
+        step = m / (1 - beta_m**t) / (_root(v / (1 - beta_v**t)) + self.eps)
         return theta - self.rate_at(state.t) * step, TwoMomentState(t, m, v)
+
+
+def _root(squares: Tensor) -> Tensor:
+    """The root, with a slope of 0 at 0: where a gradient is 0, second derivatives would be NaN otherwise."""
+    return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
 
 
 def _no_steps(theta: Tensor) -> Tensor:
