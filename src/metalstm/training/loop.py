@@ -238,7 +238,8 @@ def _outer_optimizer(method: Method, settings: TrainingSettings) -> torch.optim.
     """The outer optimizer, of every trained parameter, each with the learning rate that the method names for it.
 
     Raises:
-        UserError: The method's groups miss a parameter, or have it twice, or name an unknown learning rate.
+        UserError: The method's groups miss a parameter, or have it twice, or name an unknown learning rate; or there is
+            nothing to train.
     """
     named = method.parameter_groups()
     groups: list[dict[str, Any]] = [
@@ -252,6 +253,8 @@ def _outer_optimizer(method: Method, settings: TrainingSettings) -> torch.optim.
             f"parameter_groups of {type(method).__name__} must have each trained parameter once, but misses or repeats "
             f"{', '.join(wrong)}"
         )
+    if method.meta_trained and settings.episodes and not any(parameter.numel() for parameter in trained.values()):
+        raise UserError(f"{method.label} has nothing to train with this learner: pass another --learner")
     if not trained:
         groups = [{"params": [nn.Parameter(torch.zeros(0))], "lr": settings.lr, "initial_lr": settings.lr}]
     if settings.outer == "sgd":
