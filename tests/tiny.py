@@ -53,7 +53,9 @@ def images(n_classes: int = N_WAY, n_images: int = N_SHOT + N_QUERY) -> ImagesBy
     pixels = noise + 150 * np.arange(n_classes)[:, None, None, None, None] // n_classes
     stops = n_images * np.arange(1, n_classes + 1)
     names = tuple(f"class {k}" for k in range(n_classes))
-    return ImagesByClass(pixels.reshape(-1, *pixels.shape[2:]).astype(np.uint8), names, np.stack([stops - n_images, stops], 1))
+    return ImagesByClass(
+        pixels.reshape(-1, *pixels.shape[2:]).astype(np.uint8), names, np.stack([stops - n_images, stops], 1)
+    )
 
 
 def config(
@@ -67,9 +69,8 @@ def config(
 ) -> RunConfig:
     """A small run of any method; `changes` are settings."""
     named = recipes.named(method, recipe, TRAITS[traits], N_SHOT, learner, optimizer)
-    parts = {field.name: getattr(named, field.name) for field in fields(named)}
     run = RunConfig(
-        **parts,
+        **{field.name: getattr(named, field.name) for field in fields(named)},
         method=method,
         recipe=recipe,
         traits=TRAITS[traits],

@@ -17,7 +17,7 @@ from metalstm import checkpoint, recipes
 from metalstm.episodes import Episode, Query
 from metalstm.errors import UserError
 from metalstm.learners import LEARNERS
-from metalstm.methods import METHODS, Method, Network, RunConfig
+from metalstm.methods import METHODS, Method, Network, Recipe, RunConfig
 from metalstm.optimizers import OPTIMIZERS, RULES
 from metalstm.settings import Traits, from_dict, to_dict
 from tiny import (
@@ -76,6 +76,10 @@ def method(run) -> Method:
     return build(run)
 
 
+def values_of(recipe: Recipe) -> dict[str, Any]:
+    return {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+
+
 def is_transductive(run: RunConfig) -> bool:
     return recipes.has_setting(run, "query_norm") and run.settings.query_norm == "batch"
 
@@ -89,7 +93,8 @@ def serves(method: Method, n_way: int) -> bool:
 
 
 def trained(method: Method) -> dict[str, torch.nn.Parameter]:
-    return {name: each for name, each in method.named_parameters() if each.requires_grad}
+    """What meta-training can change; nothing in a matching network of pixels, say."""
+    return {name: each for name, each in method.named_parameters() if each.requires_grad and each.numel()}
 
 
 def seeded_loss(method: Method, of: Any) -> torch.Tensor:
@@ -123,8 +128,7 @@ def test_rows_of_the_table_are_runs(name):
     assert METHODS[name].label
     for row in METHODS[name].rows():
         named = recipes.named(name, row.recipe, Traits(), 5)
-        values = {field.name: getattr(named, field.name) for field in fields(named)}
-        recipes.with_changes(RunConfig(**values, method=name, recipe=row.recipe), dict(row.changes))
+        recipes.with_changes(RunConfig(**values_of(named), method=name, recipe=row.recipe), dict(row.changes))
         assert row.label
         assert row.ways
         assert len(row.paper) in (0, 2), "at 1 and at 5 shots"
@@ -150,8 +154,7 @@ def test_settings_survive_json(run):
 
 def test_a_recipe_has_no_changes(run):
     named = recipes.named(run.method, run.recipe, run.traits, N_SHOT, run.learner, run.optimizer or None)
-    parts = {field.name: getattr(named, field.name) for field in fields(named)}
-    assert recipes.changes(replace(run, **parts)) == {}
+    assert recipes.changes(replace(run, **values_of(named))) == {}
 
 
 def test_the_seed_decides_the_weights(run):
@@ -225,13 +228,12 @@ def test_what_was_adapted_can_be_saved_and_loaded_to_the_bit(method, tmp_path):
 def test_what_is_spent_is_no_longer_needed(method):
     of = episode()
     adapted = method.adapt(of.support)
-    before = method.logits(adapted, of.query.x)
-    state = method.state_dict()
+    emptied = copy.deepcopy(method)
+    state = emptied.state_dict()
     assert method.spent() <= state.keys()
     for name in method.spent():
-        if state[name].is_floating_point():
-            state[name].fill_(torch.nan)
-    assert torch.equal(method.logits(adapted, of.query.x), before)
+        state[name].fill_(torch.nan if state[name].is_floating_point() else 0)
+    assert torch.equal(emptied.logits(adapted, of.query.x), method.logits(adapted, of.query.x))
 
 
 def test_nothing_depends_on_the_mode(run, method):
@@ -259,11 +261,11 @@ def test_unequal_shots_are_learned_from(method):
     result = logits(method, replace(one, support=few))
     assert result.shape == (N_WAY * N_QUERY, N_WAY)
     assert result.isfinite().all()
+    before = method.adapt(few)
     for index in range(len(keep)):
         x = few.x.clone()
         x[index] = random(*SHAPE, seed=index).abs()
         changed = method.adapt(replace(few, x=x))
-        before = method.adapt(few)
         assert any(not torch.equal(before[name], changed[name]) for name in before), index
 
 
@@ -297,15 +299,15 @@ def test_every_trained_parameter_has_one_learning_rate(run, method):
     groups = method.parameter_groups()
     assert all(isinstance(getattr(run.training, rate), float) for rate in groups)
     grouped = [id(parameter) for parameters in groups.values() for parameter in parameters]
-    assert sorted(grouped) == sorted(map(id, trained(method).values()))
+    assert sorted(grouped) == sorted(id(each) for each in method.parameters() if each.requires_grad)
 
 
 def test_every_trained_parameter_gets_a_finite_gradient(run, method):
     if not trained(method):
-        pytest.skip("has no parameters")
+        pytest.skip("has nothing to train")
     seeded_loss(method, batch(run)).backward()
     for name, parameter in method.named_parameters():
-        if parameter.requires_grad and parameter.numel():
+        if name in trained(method):
             assert parameter.grad is not None, name
             assert parameter.grad.isfinite().all(), name
             assert parameter.grad.any(), name
@@ -315,18 +317,22 @@ def test_every_trained_parameter_gets_a_finite_gradient(run, method):
 
 def test_a_few_steps_lower_the_loss(run):
     method, training_batch = recipes.build(run).double(), batch(run)
-    if not METHODS[run.method].meta_trained:
-        pytest.skip("is not meta-trained")
+    if not METHODS[run.method].meta_trained or not trained(method):
+        pytest.skip("has nothing to train")
+    own = METHODS[run.method].recipe(run.recipe, run.traits, N_SHOT).optimizer
+    enough = 0.9 if run.optimizer == own else 0.99  # a rule whose rate is anything may take small steps
     groups = [{"params": parameters} for parameters in method.parameter_groups().values() if parameters]
     optimizer = torch.optim.Adam(groups, lr=1e-2)
     losses = []
     for _ in range(30):
         loss = seeded_loss(method, training_batch)
+        losses.append(loss.item())
+        if loss < enough * losses[0]:
+            return
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(loss.item())
-    assert min(losses[-5:]) < 0.9 * losses[0]
+    pytest.fail(f"the loss went from {losses[0]} to {losses[-1]}")
 
 
 # A pre-trained network ------------------------------------------------------------------------------------------------
@@ -385,8 +391,8 @@ def test_gates_are_shown_layer_by_layer(method):
             assert (values[0] > 0).all()
             assert (values[0] < 1).all()
             assert (values[1] > 0).all()
-            seen = torch.tensor([each.gates[layer] for each in watched], dtype=values.dtype)
-            torch.testing.assert_close(seen, values.flatten(2).mean(-1).T)
+            seen = torch.tensor([each.gates[layer] for each in watched], dtype=values.dtype).T
+            torch.testing.assert_close(seen, values.unflatten(1, (-1, 1)).flatten(2).mean(-1))
         assert all(each.gates.keys() == gates.keys() for each in watched)
 
 
