@@ -1,5 +1,6 @@
 """Conv4 against torch's own modules, in float64."""
 
+import hashlib
 from itertools import product
 from math import prod, sqrt
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metalstm.errors import UserError
-from metalstm.learners import Conv4, layers
+from metalstm.learners import Conv4, set_precision
 from reference.conv4 import Conv4 as ReferenceConv4
 
 N_WAY = 4
@@ -29,7 +30,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 def make(image_shape=(2, 19, 24), filters=4, conv_bias=True, tasks=(), n=6, seed=0):
     """A learner, random theta in which no part is zero, and images."""
-    learner = Conv4(image_shape, filters, conv_bias)
+    learner = Conv4(image_shape, Conv4.Settings(filters=filters, conv_bias=conv_bias))
     n_params = max(part.stop for part, _ in learner.layout(N_WAY).values())
     theta = 0.5 * random(*tasks, n_params, seed=seed)
     return learner, theta, random(*tasks, n, *image_shape, seed=seed + 1)
@@ -164,7 +165,7 @@ def test_head_is_one_row_a_class():
     conv_bias=st.booleans(),
 )
 def test_layout_tiles_theta(channels, height, width, filters, n_way, conv_bias):
-    learner = Conv4((channels, height, width), filters, conv_bias)
+    learner = Conv4((channels, height, width), Conv4.Settings(filters=filters, conv_bias=conv_bias))
     reference = ReferenceConv4((channels, height, width), n_way, filters, conv_bias)
     layout = learner.layout(n_way)
     end = 0
@@ -232,7 +233,7 @@ def test_init_is_that_of_torch7():
 
 
 def test_init_is_seeded():
-    learner = Conv4((1, 16, 16), filters=3)
+    learner = Conv4((1, 16, 16), Conv4.Settings(filters=3))
     first, again, other = (learner.init(3, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -256,7 +257,100 @@ def test_small_images_are_refused():
 
 
 def test_layers_tile_theta():
-    places = layers(Conv4((3, 16, 16), 4).layout(5))
+    places = Conv4((3, 16, 16), Conv4.Settings(filters=4)).layers(5)
     assert list(places) == ["conv1", "conv2", "conv3", "conv4", "head"]
     stops = [0, *(place.stop for place in places.values())]
     assert [place.start for place in places.values()] == stops[:-1]
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+# sha256 of theta, by conv_bias and unit_gamma.
+DIGESTS = {
+    (True, True): "3c2c5b19fb608c68",
+    (True, False): "bde73619b8be5fe9",
+    (False, True): "660e4aac402656d8",
+    (False, False): "34ae30124513085b",
+}
+
+
+def test_init_is_the_same_for_ever():
+    """What `Conv4` and the head drew when checkpoints and results were made."""
+    digests = {}
+    for conv_bias, unit_gamma in product((True, False), repeat=2):
+        learner = Conv4((3, 32, 32), Conv4.Settings(conv_bias=conv_bias, unit_gamma=unit_gamma))
+        theta = learner.init(5, torch.Generator().manual_seed(0))
+        digests[conv_bias, unit_gamma] = hashlib.sha256(theta.numpy().astype("<f4").tobytes()).hexdigest()[:16]
+    assert digests == DIGESTS
+
+
+def test_mirror_takes_the_mean_of_two_embeddings_once_trained():
+    plain = Conv4((2, 19, 24), Conv4.Settings(filters=4))
+    mirror = Conv4((2, 19, 24), Conv4.Settings(filters=4, mirror=True))
+    _, theta, x = make()
+    moments = random_moments(plain)
+    both = [plain.features(theta, images, moments)[0] for images in (x, x.flip(-1))]
+    close(mirror.features(theta, x, moments)[0], sum(both) / 2)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(mirror.features(theta, x, moments, train=True)[0], both[0])
+    # Without given moments, those of both kinds of images normalize; in meta-training there is one kind.
+    close(mirror.features(theta, x)[1], plain.features(theta, torch.cat([x, x.flip(-1)]))[1])
+    assert torch.equal(mirror.features(theta, x, train=True)[1], plain.features(theta, x)[1])
+    own = plain.features(theta, x)[1]
+    assert torch.equal(mirror.unbiased(own, 3), plain.unbiased(own, 6))
+    assert torch.equal(mirror.unbiased(own, 3, train=True), plain.unbiased(own, 3))
+
+
+def test_dropout_acts_in_meta_training_alone():
+    plain, drops = (Conv4((2, 19, 24), Conv4.Settings(filters=4, dropout=share)) for share in (0.0, 0.5))
+    _, theta, x = make()
+    assert torch.equal(drops.features(theta, x)[0], plain.features(theta, x)[0])
+    torch.manual_seed(0)
+    one, other = drops.features(theta, x, train=True)[0], drops.features(theta, x, train=True)[0]
+    assert not torch.equal(one, other)
+    torch.manual_seed(0)
+    assert torch.equal(drops.features(theta, x, train=True)[0], one)
+
+
+def test_unit_features_have_one_length():
+    plain, unit = (Conv4((2, 19, 24), Conv4.Settings(filters=4, unit_features=on)) for on in (False, True))
+    _, theta, x = make()
+    features = unit.features(theta, x)[0]
+    close(features.norm(dim=-1), torch.full((len(x),), sqrt(128), dtype=torch.float64))
+    expected = plain.features(theta, x)[0]
+    close(features, expected / expected.norm(dim=-1, keepdim=True) * sqrt(128))
+
+
+def test_average_pooling_takes_the_mean_over_the_image():
+    """The last block has no max-pool; its maps are averaged."""
+    learner, theta, x = make()
+    average = Conv4((2, 19, 24), Conv4.Settings(filters=4, pooling="average"))
+    assert average.n_features == 4
+    assert average.n_body == learner.n_body
+    modules = ReferenceConv4((2, 19, 24), N_WAY, 4)
+    named = {name.removeprefix("body."): value for name, value in modules.named(theta).items()}
+    maps = x
+    for name, layer in list(modules.named_children())[:-3]:  # the last max-pool, flatten and the head are left out
+        own = {key.split(".")[1]: value for key, value in named.items() if key.split(".")[0] == name}
+        maps = torch.func.functional_call(layer.train(), own, (maps,), strict=False)
+    close(average.features(theta, x)[0], maps.mean((2, 3)))
+    assert Conv4.tag(average.settings) == "4f-average"
+
+
+def test_a_network_is_pre_trained_without_what_would_harm_a_classifier():
+    settings = Conv4.Settings(filters=8, dropout=0.1, unit_features=True, mirror=True, conv_bias=False)
+    assert Conv4.for_pretraining(settings) == Conv4.Settings(filters=8, mirror=True, conv_bias=False)
+
+
+def test_bfloat16_keeps_the_type_of_theta():
+    learner, theta, x = make((1, 16, 16), filters=16)
+    half = Conv4((1, 16, 16), Conv4.Settings(filters=16, precision="bf16"))
+    assert half.bf16
+    assert not learner.bf16
+    logits, moments = half(theta.float(), x.float())
+    assert logits.dtype == moments.dtype == torch.float32
+    expected = learner(theta.float(), x.float())[0]
+    assert not torch.equal(logits, expected)
+    torch.testing.assert_close(logits, expected, rtol=0.1, atol=0.1)
+    set_precision(half, False)
+    assert torch.equal(half(theta.float(), x.float())[0], expected)
