@@ -1,6 +1,7 @@
 """What the tests of learners, inner optimizers and methods share: tiny images, episodes and configurations."""
 
 from dataclasses import fields, is_dataclass, replace
+from math import log
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from metalstm import recipes
 from metalstm.data import ImagesByClass
 from metalstm.episodes import Episode, Query, Support
 from metalstm.methods import METHODS, Method, Network, RunConfig
+from metalstm.optimizers import MetaLSTM
 from metalstm.settings import Traits
 
 SHAPE = (1, 16, 16)  # the least that Conv4 takes
@@ -27,6 +29,39 @@ SMALL: dict[str, Any] = {"filters": 4, "hidden_size": 3, "epochs": 2, "batch_siz
 def random(*shape: int, seed: int = 0) -> Tensor:
     """Normal numbers in float64."""
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def busy(meta: MetaLSTM, seed: int = 0) -> MetaLSTM:
+    """A learned optimizer whose weights all matter, unlike those that it starts with; in float64."""
+    with torch.no_grad():
+        for k, parameter in enumerate(meta.double().parameters()):
+            parameter.copy_(0.5 * random(*parameter.shape, seed=100 * seed + k))
+        meta.bias_f.add_(3)
+        meta.bias_i.sub_(1)
+    return meta
+
+
+def gradient_descent(rate: float, forget_bias: float = 40.0) -> MetaLSTM:
+    """A learned optimizer with zero weights: f = sigmoid(b_F), i = rate."""
+    meta = MetaLSTM().double()
+    with torch.no_grad():
+        for parameter in meta.parameters():
+            parameter.zero_()
+        meta.bias_i.fill_(log(rate / (1 - rate)))
+        meta.bias_f.fill_(forget_bias)
+    return meta
+
+
+def weights_of(meta: MetaLSTM) -> dict[str, Tensor]:
+    """Copies of its weights that a reference can differentiate."""
+    return {name: value.detach().clone().requires_grad_() for name, value in meta.named_parameters()}
+
+
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
+    """Relative to the tensor's own size, which must not be zero."""
+    size = expected.norm().item()
+    assert size > 1e-6, name
+    assert (actual - expected).norm().item() <= tolerance * size, name
 
 
 def episode(

@@ -1,4 +1,4 @@
-"""The learned optimiser against slow versions of the paper's equations, central differences and SGD, in float64."""
+"""The learned optimizer against slow versions of the paper's equations, central differences and SGD, in float64."""
 
 import math
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from metalstm.episodes import Episode, Query, Support
-from metalstm.learners import Conv4
-from metalstm.methods.gradient import GradientMethod
-from metalstm.optimizers import InnerOptimizer
-from metalstm.optimizers.meta_lstm import MetaLSTM, MetaLSTMState, preprocess
-from metalstm.optimizers.rules import SGD
+from metalstm.optimizers import SGD, InnerOptimizer, MetaLSTM
+from metalstm.optimizers.meta_lstm import MetaLSTMState, preprocess
 from reference import meta_lstm_autograd, meta_lstm_numpy
-from reference.conv4 import Conv4 as ReferenceConv4
+from tiny import assert_near, busy, gradient_descent, random, weights_of
 
 STEPS = 12
 HIDDEN = 2
 THRESHOLD = math.exp(-10)
 
 Loss = Callable[[Tensor], Tensor]
+
+
+def make(hidden_size: int = HIDDEN, **settings: Any) -> MetaLSTM:
+    return busy(MetaLSTM(MetaLSTM.Settings(hidden_size=hidden_size, **settings)))
 
 
 def recorded_steps(n_params: int, tasks: tuple[int, ...] = (), seed: int = 1) -> list[tuple[Tensor, Tensor]]:
@@ -190,7 +190,7 @@ def test_batch_of_tasks_equals_loop(tasks):
 @pytest.mark.parametrize("tasks", [(), (3,), (2, 3)])
 def test_init_is_zeros(tasks):
     theta = random(*tasks, 7, seed=0).float()
-    state = MetaLSTM(5).init(theta)
+    state = MetaLSTM(MetaLSTM.Settings(hidden_size=5)).init(theta)
     assert [part.shape for part in state] == [(*tasks, 5, 7), (*tasks, 5, 7), (*tasks, 7), (*tasks, 7)]
     assert all(part.dtype == theta.dtype and not part.any() for part in state)
 
@@ -205,7 +205,8 @@ def test_weights_start_as_in_the_authors_code():
         assert 0.007 < value.abs().max() <= 0.01
         assert value.min() < 0 < value.max()
     again = MetaLSTM(generator=torch.Generator().manual_seed(0))
-    other = MetaLSTM(generator=torch.Generator().manual_seed(1), forget_bias=(9.0, 9.5), input_bias=(-2.5, -2.5))
+    biases = MetaLSTM.Settings(forget_bias=(9.0, 9.5), input_bias=(-2.5, -2.5))
+    other = MetaLSTM(biases, generator=torch.Generator().manual_seed(1))
     assert all(map(torch.equal, meta.parameters(), again.parameters()))
     assert not torch.equal(meta.weight_x, other.weight_x)
     assert 9 <= other.bias_f <= 9.5
@@ -339,3 +340,43 @@ def test_zero_weights_are_gradient_descent(problem):
     assert (decaying - sgd).abs().max() > 0.01
 
 
+# A factor for each layer
+
+
+def test_each_layer_has_a_factor_of_its_gradient():
+    """The gates see the gradient times the factor, as theta does; the head is what the lengths leave over."""
+    lengths, start = (2, 3), random(9, seed=9)
+    plain, layered = make(), MetaLSTM(MetaLSTM.Settings(hidden_size=HIDDEN, layer_rates=True), lengths).double()
+    layered.load_state_dict(plain.state_dict() | {"log_factors": torch.tensor([0.5, -1.0, 2.0]).double()})
+    factors = torch.tensor([0.5] * 2 + [-1.0] * 3 + [2.0] * 4, dtype=torch.float64).exp()
+    recorded = recorded_steps(9)
+    scaled = [(factors * grad, loss) for grad, loss in recorded]
+    for (theta, state), (expected, other) in zip(
+        replay(layered, start, recorded), replay(plain, start, scaled), strict=True
+    ):
+        torch.testing.assert_close(theta, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(layered.gates(state)[0], plain.gates(other)[0])
+        torch.testing.assert_close(layered.gates(state)[1], factors * plain.gates(other)[1])
+    loss = replay(layered, start, recorded)[-1][0].square().sum()
+    (grad,) = torch.autograd.grad(loss, layered.log_factors)
+    expected_grad = central_differences(
+        lambda: replay(layered, start, recorded)[-1][0].square().sum(), layered.log_factors
+    )
+    assert_near(grad, expected_grad, 1e-6)
+
+
+def test_factors_start_at_one_but_for_those_of_the_body():
+    settings = MetaLSTM.Settings(layer_rates=True, body_factor=0.01)
+    factors = MetaLSTM(settings, (2, 3)).factors(9)
+    torch.testing.assert_close(factors, torch.tensor([0.01] * 5 + [1.0] * 4))
+    assert torch.equal(MetaLSTM().factors(4), torch.ones(4))
+    assert "log_factors" not in MetaLSTM().state_dict()
+
+
+def test_gates_are_those_of_the_last_update():
+    meta, start, recorded = make(), random(7, seed=9), recorded_steps(7)
+    for (grad, _), (before, _), (after, state) in zip(
+        recorded[1:], replay(meta, start, recorded), replay(meta, start, recorded)[1:], strict=False
+    ):
+        forget, rate = meta.gates(state)
+        torch.testing.assert_close(after, forget * before - rate * grad)

@@ -1,4 +1,4 @@
-"""Inner optimisers with a fixed rule: equal to torch.optim in float64."""
+"""Inner optimizers with a fixed rule: equal to torch.optim in float64."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from metalstm.learners import Linear
 from metalstm.optimizers import RULES, SGD, Adadelta, Adagrad, Adam, InnerOptimizer, Momentum
+from tiny import random
 
 TORCH: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
     "sgd": lambda theta, lr: torch.optim.SGD(theta, lr),
@@ -20,10 +22,6 @@ TORCH: dict[str, Callable[[list[Tensor], float], torch.optim.Optimizer]] = {
 def quadratic_gradient(theta: Tensor) -> Tensor:
     curvature = torch.linspace(0.1, 3.0, theta.shape[-1], dtype=theta.dtype)
     return curvature * (theta - 1) + 0.1 * theta.sin()
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def ten_steps(rule: InnerOptimizer, theta: Tensor) -> list[Tensor]:
@@ -96,6 +94,33 @@ def test_sgd_lets_gradients_through():
     theta = random(5, seed=2).requires_grad_()
     rule = SGD(0.1)
     assert torch.autograd.gradcheck(lambda t: rule.update(t, t.sin(), t.sum(), rule.init(t))[0], theta)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_second_derivatives_are_those_of_central_differences_and_finite_where_a_gradient_is_zero(name):
+    """Three steps, differentiated through the gradients; the gradient of the last coordinate is always 0."""
+    rule, start = RULES[name](0.1, 0.3), random(5, seed=2)
+    mask = torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64)
+
+    def after(theta: Tensor) -> Tensor:
+        state = rule.init(theta)
+        for _ in range(3):
+            theta, state = rule.update(theta, mask * quadratic_gradient(theta), theta.sum(), state)
+        return theta
+
+    assert torch.autograd.gradcheck(after, start.requires_grad_(), atol=1e-6, rtol=1e-5)
+    (grad,) = torch.autograd.grad(after(start).sum(), start)
+    assert grad.isfinite().all()
+    assert grad[-1] == 1
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_settings_are_a_rate_and_its_decay(name):
+    rule = RULES[name].build(RULES[name].Settings(rate=0.3, decay=0.5), Linear((1, 1, 2)), torch.Generator())
+    assert isinstance(rule, RULES[name])
+    assert (rule.rate, rule.decay) == (0.3, 0.5)
+    assert rule.rate_at(torch.tensor(2.0)) == pytest.approx(0.3 / 2)
+    assert rule.gates(rule.init(random(3))) is None
 
 
 @pytest.mark.parametrize("name", RULES)
