@@ -26,7 +26,7 @@ def test_the_python_in_the_readme_runs(capsys, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", re.findall(r"^\$ metalstm ([^#\n]+)", README, re.MULTILINE))
 def test_the_commands_in_the_readme_can_be_parsed(command):
-    cli._parse(shlex.split(command))
+    cli.parse(shlex.split(command))
 
 
 def test_what_the_readme_points_to_is_there():
