@@ -1,9 +1,8 @@
-"""The pictures of the guides, made from a shipped checkpoint and built-in drawings: python docs/pictures.py."""
+"""Draw the pictures of the guides from a shipped checkpoint and built-in drawings: python docs/pictures.py [FOLDER]."""
 
-import copy
 import io
+import sys
 from itertools import chain
-from math import sqrt
 from pathlib import Path
 
 import torch
@@ -12,12 +11,12 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
-from metalstm import checkpoint, datasets, demo, report
+from metalstm import checkpoint, data, demo, files, kernels, recipes, report
 from metalstm.episodes import EpisodeSampler
-from metalstm.evaluation import evaluate
-from metalstm.learners import layers
-from metalstm.methods import GradientMethod, PixelNearestNeighbor, build
-from metalstm.tuning import Curves, curves
+from metalstm.evaluation import difference, evaluate
+from metalstm.methods import GradientMethod
+from metalstm.methods.pixels import PixelNearestNeighbor
+from metalstm.methods.tuning import Curves, curves
 
 CHECKPOINT = "meta-lstm-omniglot-5w5s"
 EPISODES = 200
@@ -25,56 +24,58 @@ PATHS = 30  # tasks whose theta is followed
 OUT = Path(__file__).parent / "pictures"
 
 
-def main() -> None:
-    """Compare optimisers on scripts that no training saw, and draw what they do."""
+def main(out: Path = OUT) -> None:
+    """Compare optimizers on scripts that no training saw, and draw what they do."""
+    kernels.build()
     method, config, _ = checkpoint.load_method(CHECKPOINT)
+    untrained = recipes.build(config)
     assert isinstance(method, GradientMethod)
-    splits = datasets.load("glyphs").splits
-    val, test = (EpisodeSampler(splits[split], 5, config.n_shot) for split in ("meta-val", "meta-test"))
-    save(report.episode_picture(test[0]), "episode.png")
-
-    untrained = build(config)
     assert isinstance(untrained, GradientMethod)
+    # The moments of the pre-training mean nothing to random weights.
+    untrained = untrained.with_inner_loop(keep_moments=False, query_norm="support")
+    meta_sets = data.load("glyphs")
+    val, test = (EpisodeSampler(meta_sets.splits[split], 5, config.n_shot) for split in ("meta-val", "meta-test"))
+    save(report.episode_picture(test[0], meta_sets.traits.drawing), out / "episode.png")
+
     rate, descent = demo.best_descent(method, val)
-    random_rate, random_descent = demo.best_descent(untrained.eval(), val)
-    rivals = {
+    random_rate, random_descent = demo.best_descent(untrained, val)
+    methods = {
         "Meta-LSTM": method,
         f"descent from its theta_0, rate {rate:g}": descent,
         f"descent from random weights, rate {random_rate:g}": random_descent,
     }
     print(f"glyphs meta-test, 5-way {config.n_shot}-shot, {EPISODES} episodes, {CHECKPOINT}")  # noqa: T201
     accuracies = {
-        name: evaluate(rival, test, EPISODES, name)
-        for name, rival in {"nearest neighbour in pixels": PixelNearestNeighbor(), **rivals}.items()
+        name: evaluate(each, test, EPISODES, name)
+        for name, each in {"nearest neighbor in pixels": PixelNearestNeighbor(), **methods}.items()
     }
     for name, accuracy in accuracies.items():
         print(f"{name}: {accuracy}")  # noqa: T201
-    learned, plain = (torch.tensor(accuracies[name].per_episode) for name in list(rivals)[:2])
-    gain = learned - plain
-    interval = 1.96 * gain.std() / sqrt(EPISODES)
-    print(f"Meta-LSTM less descent from its theta_0, paired: {gain.mean():+.2f} +- {interval:.2f}")  # noqa: T201
+    learned, plain = (accuracies[name].per_episode for name in list(methods)[:2])
+    gain = difference(learned, plain)
+    print(f"Meta-LSTM minus descent from its theta_0, paired: {gain.mean:+.2f} +- {gain.ci95:.2f}")  # noqa: T201
 
     followed = {}
-    for name, rival in rivals.items():
-        rival = copy.deepcopy(rival)
-        rival.epochs = 2 * method.epochs
-        followed[name] = curves(rival, test.__getitem__, range(EPISODES), range(rival.epochs + 1), description=name)
-    save(inner_loop(method, followed, test), "inner-loop.png")
+    for name, each in methods.items():
+        longer = each.with_inner_loop(epochs=2 * method.settings.epochs)
+        steps = range(longer.settings.epochs + 1)
+        followed[name] = curves(longer, test.__getitem__, range(EPISODES), steps, name)
+    save(inner_loop(method, followed, test), out / "inner-loop.png")
 
 
 def inner_loop(method: GradientMethod, followed: dict[str, Curves], sampler: EpisodeSampler) -> Figure:
-    """Accuracy over the inner steps, how far each layer moves, and theta's paths in their first two directions."""
+    """Draw accuracy over the inner steps, how far each layer moves, and theta's paths in two dimensions."""
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for name, curve in followed.items():
         left.plot(curve.accuracy.mean(0), "o-", markersize=3, label=name)
-    left.axvline(method.epochs, color="0.6", linestyle=":", linewidth=1)
+    left.axvline(method.settings.epochs, color="0.6", linestyle=":", linewidth=1)
     left.set(xlabel="inner step", ylabel="query accuracy (%)", ylim=(0, 100))
     left.legend(fontsize=6.5, loc="lower right")
 
     paths = follow(method, sampler)  # (n_tasks, n_steps, n_params)
     start = paths[0, 0]
-    for layer, place in layers(method.learner.layout(sampler.n_way)).items():
+    for layer, place in method.learner.layers(sampler.n_way).items():
         moved = (paths - start)[..., place].norm(dim=-1).mean(0) / start[place].norm()
         middle.plot(100 * moved, "o-", markersize=3, label=layer)
     middle.set(xlabel="inner step", ylabel="distance from theta_0 (% of its norm)")
@@ -111,13 +112,13 @@ def follow(method: GradientMethod, sampler: EpisodeSampler) -> Tensor:
     return torch.stack(paths)
 
 
-def save(figure: Figure, name: str) -> None:
-    """Write a picture in few colours, which is a third of the bytes."""
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture in few colors, which takes a third of the bytes."""
     buffer = io.BytesIO()
     Image.open(io.BytesIO(report.png(figure))).convert("RGB").quantize(64).save(buffer, "png", optimize=True)
-    checkpoint.write(OUT / name, buffer.getvalue())
+    files.write(path, buffer.getvalue())
 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    main()
+    main(*map(Path, sys.argv[1:2]))
