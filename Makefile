@@ -1,10 +1,10 @@
-# `make demo` and `make test` each make the virtual environment that they need, .venv, and renew it where pyproject.toml
-# or constraints.txt change. pip's own settings hold, such as PIP_FIND_LINKS with a CPU build of torch.
+# `make demo` and `make test` make the virtual environment that they need, .venv, and renew it when pyproject.toml or
+# constraints.txt change. pip's own settings apply, such as PIP_FIND_LINKS with a CPU build of torch.
 
-# The first one that fits is taken. Another: make PYTHON=/path/to/python3.12 demo
+# The first one that fits is used. To choose another one: make PYTHON=/path/to/python3.12 demo
 PYTHON ?= python3 python3.13 python3.12 python3.11
 PIP_INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
-# A worker a core, with a torch thread each.
+# One worker for each core, with one torch thread each.
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test format docs constraints clean
@@ -35,12 +35,12 @@ docs: .venv/dev
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
-# The newest versions that go together, of all extras, written down. The build of torch (+cpu) and what torch itself pins
-# are left out, as they are another matter on every machine.
+# Write the newest versions that go together, of all extras. The build of torch (+cpu) and what torch itself pins are left
+# out, because they differ between machines.
 constraints:
 	$(call make-venv,.venv-constraints)
 	.venv-constraints/bin/python -m pip install torch==2.13.0 '.[dev,app,export,tensorboard]'
-	@{ echo '# Every dependency at the version that is tested, of the package and all its extras. Made by: make constraints'; \
+	@{ echo '# The tested version of every dependency, of the package and all its extras. Made by: make constraints'; \
 	.venv-constraints/bin/python -m pip freeze --all --exclude pip --exclude metalstm \
 	| sed 's/+.*//' | grep -v -e '^nvidia-' -e '^cuda-' -e '^triton=' | LC_ALL=C sort -f; } > constraints.txt
 	rm -r .venv-constraints
@@ -48,7 +48,7 @@ constraints:
 clean:
 	rm -rf .venv .venv-constraints build
 
-# $(call make-venv,FOLDER) with the first of $(PYTHON) that is of a supported version and can make one.
+# $(call make-venv,FOLDER) uses the first of $(PYTHON) that has a supported version and can make one.
 define make-venv
 @for python in $(PYTHON); do \
 	version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || echo missing); \
