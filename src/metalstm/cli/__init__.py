@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         command = parse(argv)
         if process.rank() is not None and not command.many_processes:
-            raise UserError(f"metalstm {argv[0]} runs in one process: start it without torchrun")
+            raise UserError(f"{argv[0]} runs in one process, unlike train and evaluate: start it without torchrun")
         command.run()
         if process.rank() is not None:
             process.leave(0)
@@ -90,7 +90,8 @@ def _docstring(name: str) -> str:
 def _explain(error: Exception, command: "Command | None") -> None:
     """One line on stderr, and the exit status of an error."""
     if isinstance(error, Interrupted):
-        more = "give the same command again" if command and command.resumes else "resume it with --resume"
+        again = command is not None and command.resumes
+        more = "give the same command again" if again else "go on with the same command and --resume"
         process.fail(f"{error}; {more}", 130)
     if isinstance(error, (UserError, OSError)):
         process.fail(str(error), 2)
@@ -99,7 +100,7 @@ def _explain(error: Exception, command: "Command | None") -> None:
     if distributed.world_size() > 1 and distributed.is_loss_of_process(error):
         if process.rank():
             process.leave(1)
-        process.fail("another process of this run has ended; give the same command again, with --resume", 1)
+        process.fail("another process of this run has ended; go on with the same command and --resume", 1)
     process.fail(f"internal error, {type(error).__name__}: {error}: please report it with the output of --debug", 1)
 
 

@@ -29,7 +29,7 @@ DATA = f"{', '.join(DATASETS)}; or {PREFIX}DIR for your own images, DIR/<class>/
 
 
 def parse(
-    kind: type[C],
+    kind: Callable[..., C],
     words: Sequence[str],
     name: str,
     about: str | None,
@@ -39,7 +39,7 @@ def parse(
     """A command with the options that some words give.
 
     Args:
-        kind: The command's class.
+        kind: The command's class, a dataclass.
         words: What stands behind the command's name.
         name: The command's name.
         about: What its help says first.

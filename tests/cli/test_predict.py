@@ -1,0 +1,103 @@
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cli.examples import COLORS
+from metalstm import checkpoint
+
+
+def test_predict_shows_a_table(made, colors, commands):
+    status, out, err = commands("predict", made, "new", cwd=colors)
+    assert (status, err) == (0, "")
+    rows = [line.split() for line in out.splitlines() if ".jpg" in line]
+    assert [row[:-2] for row in rows] == [
+        ["new/blue", "[b].jpg", "blue", "[b]"],
+        ["new/green.jpg", "green"],
+        ["new/red.jpg", "red"],
+    ]
+
+
+def test_predict_gives_csv_and_json(made, colors, commands):
+    status, out, err = commands("predict", made, "new/red.jpg", "new/green.jpg", "--json", "-", cwd=colors)
+    assert (status, err) == (0, "")
+    answers = json.loads(out)
+    assert [(answer["image"], answer["class"]) for answer in answers] == [
+        ("new/red.jpg", "red"), ("new/green.jpg", "green")
+    ]  # fmt: skip
+    for answer in answers:
+        assert list(answer["probabilities"]) == list(COLORS)
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert answer["probability"] == max(answer["probabilities"].values())
+    words = ("new/red.jpg", "new/green.jpg", "--csv", "-", "--json", "out.json")
+    status, out, err = commands("predict", made, *words, cwd=colors)
+    assert (status, err) == (0, "")
+    assert json.loads((colors / "out.json").read_text()) == answers
+    rows = list(csv.reader(io.StringIO(out)))
+    assert rows[0] == ["image", "class", "probability"]
+    assert rows[1][:2] == ["new/red.jpg", "red"]
+    assert float(rows[1][2]) == pytest.approx(answers[0]["probability"])
+
+
+def test_predict_reports_broken_images_and_predicts_the_others(made, colors, commands, tmp_path):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    words = ("predict", made, colors / "new" / "red.jpg", tmp_path / "broken.png", tmp_path / "none.png", "--csv", "-")
+    status, out, err = commands(*words)
+    assert status == 2
+    assert [row.split(",")[1] for row in out.splitlines()] == ["class", "red"]
+    assert err.splitlines() == [
+        f"cannot read {tmp_path}/broken.png as an image (no format that is known here): save it as JPEG or PNG, or "
+        "remove it",
+        f"cannot read {tmp_path}/none.png as an image (No such file or directory): check its name and permissions",
+        "metalstm: 2 of 3 images could not be read; the others are predicted",
+    ]
+
+
+def test_predict_reads_paths_from_stdin(made, colors, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "metalstm", "predict", made, "-", "--csv", "-"],
+        input="new/red.jpg\nnew/blue [b].jpg\n",
+        cwd=colors,
+        env=os.environ | {"METALSTM_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row.split(",")[:2] for row in done.stdout.splitlines()[1:]] == [
+        ["new/red.jpg", "red"], ["new/blue [b].jpg", "blue [b]"]
+    ]  # fmt: skip
+
+
+def test_reject_says_none_of_these(made, colors, commands, tmp_path):
+    tensors, meta = checkpoint.load(made)
+    shy, plain = tmp_path / "shy.safetensors", tmp_path / "plain.safetensors"
+    checkpoint.save(shy, tensors, meta | {"calibration": meta["calibration"] | {"threshold": 1.01}})
+    checkpoint.save(plain, tensors, meta | {"calibration": None})
+    assert [row["class"] for row in json.loads(commands("predict", shy, "new", "--json", "-", cwd=colors)[1])] == [
+        *COLORS
+    ]
+    status, out, _ = commands("predict", shy, "new", "--reject", "--json", "-", cwd=colors)
+    assert (status, [row["class"] for row in json.loads(out)]) == (0, [None] * 3)
+    _, out, _ = commands("predict", shy, "new", "--reject", "--csv", "-", cwd=colors)
+    assert [row.split(",")[1] for row in out.splitlines()[1:]] == ["none of these"] * 3
+    assert commands.refusal("predict", plain, "new", "--reject", cwd=colors) == (
+        "meta-lstm-cifar-fs-5w5s has no calibration, so its classifiers cannot answer 'none of these': adapt with a "
+        f"shipped checkpoint: {', '.join(checkpoint.shipped())}"
+    )
+
+
+def test_what_predict_refuses(made, commands, tmp_path):
+    def refusal(*words):
+        return commands.refusal("predict", *words, cwd=tmp_path)
+
+    assert refusal(made) == "no images: name files or folders, or - to read paths from stdin"
+    assert (
+        refusal(made, "x.png", "--csv", "-", "--json", "-") == "--csv - and --json -: only one of them can go to stdout"
+    )
+    assert refusal(made, tmp_path) == f"{tmp_path} has no images: name a folder with files such as .jpg or .png in it"
+    assert refusal("nowhere.safetensors", "x.png") == "no checkpoint at nowhere.safetensors"
