@@ -1,8 +1,9 @@
-"""Whether fine-tuning wants more inner steps than tuning offers: the chosen settings, followed further on meta-val.
+"""Whether tuned rows want more inner steps than tuning offers: the chosen settings, followed further on meta-val.
 
     python tools/steps.py results/cifar-fs
 
-The data root is METALSTM_DATA, as for `metalstm`.
+Takes the tuned checkpoints of a table at its main task, and writes `more-steps.json` beside it. METALSTM_DATA names the
+data.
 """
 
 import json
@@ -11,37 +12,40 @@ from pathlib import Path
 
 import torch
 
-from metalstm import checkpoint, datasets, kernels
+from metalstm import checkpoint, data, files, kernels
 from metalstm.console import console
 from metalstm.evaluation import Accuracy
-from metalstm.methods import GradientMethod, Pretrained
-from metalstm.optimizers import RULES
-from metalstm.table import PRETRAINING, Budget, Table, select
-from metalstm.tuning import READ_AT, Choice, curves
+from metalstm.methods import GradientMethod
+from metalstm.methods.tuning import curves
+from metalstm.table import ROWS, Cell, Table
 
-STEPS = (*READ_AT, 30, 40, 60)
+FURTHER = (30, 40, 60)  # steps, beside those that tuning read
 EPISODES = range(100, 150)  # of meta-val; tuning took those before
 
 
 def main(folder: Path) -> None:
-    """Print the accuracy on meta-val at each number of steps, for each rule at 5 shots, and keep it."""
+    """Print the accuracy on meta-val at each number of steps, for each tuned row, and write it."""
     torch.set_num_threads(1)
     kernels.build()
-    table = Table(datasets.load(folder.name), folder, Budget(read_at=STEPS), precision="bf16")
-    pretrained, config, _ = checkpoint.load_method(table.run(select("nearest-neighbor")[0], PRETRAINING))
-    assert isinstance(pretrained, Pretrained)
-    told = {}
-    for rule in RULES:
-        choice = Choice(**json.loads((folder / "choices" / f"finetune-{rule}-{rule}-5w5s.json").read_text()))
-        method = table.untuned(PRETRAINING, config, pretrained)
-        assert isinstance(method, GradientMethod)
-        method.optimizer = RULES[rule](choice.lr, choice.decay)
-        sampler = table.episodes("meta-val", PRETRAINING)
-        read = curves(method, sampler.__getitem__, EPISODES, STEPS, f"{rule}, {STEPS[-1]} steps").accuracy
-        told[rule] = {steps: str(Accuracy(read[:, k].tolist())) for k, steps in enumerate(STEPS)}
-        console.print(f"{rule}, {choice.steps} steps chosen: {told[rule]}", soft_wrap=True)
-    checkpoint.write(folder / "choices" / "more-steps.json", (json.dumps(told, indent=1) + "\n").encode())
+    table = Table(data.load(folder.name), folder)
+    points = (*table.budget.search.read_at, *FURTHER)
+    sampler = table.episodes("meta-val", table.main_task)
+    accuracies = {}
+    for row in ROWS:
+        path = table.checkpoint(Cell(row, table.main_task))
+        if not path.exists():
+            continue
+        method, _, meta = checkpoint.load_method(path)
+        if "chosen" not in meta or not isinstance(method, GradientMethod):
+            continue
+        longer = method.with_inner_loop(epochs=points[-1])
+        read = curves(longer, sampler.__getitem__, EPISODES, points, f"{row.name}, {points[-1]} steps").accuracy
+        accuracies[row.name] = {steps: str(Accuracy(read[:, k].tolist())) for k, steps in enumerate(points)}
+        console.print(f"{row.name}, {meta['chosen']['steps']} steps chosen: {accuracies[row.name]}", soft_wrap=True)
+    files.write(folder / "more-steps.json", (json.dumps(accuracies, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: python tools/steps.py FOLDER_OF_A_TABLE, named as its data set")
     main(Path(sys.argv[1]))

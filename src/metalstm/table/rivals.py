@@ -154,12 +154,12 @@ def of_layers(gates: GateTable, layers: Iterable[slice]) -> GateTable:
     return torch.cat(parts, -1)
 
 
-def of_all_steps(gates: GateTable) -> GateTable:
+def of_all_steps(gates: GateTable) -> Float[Tensor, "1 2 n_params"]:
     """A table with the same gates at every step: means over the steps."""
     return gates.mean(0, keepdim=True)
 
 
-def one_rate(gates: GateTable, seen: slice, moved: slice) -> GateTable:
+def one_rate(gates: GateTable, seen: slice, moved: slice) -> Float[Tensor, "1 2 n_params"]:
     """A table with f = 1 and one rate for all steps and all coordinates of `moved`; the others stay as they are.
 
     Args:

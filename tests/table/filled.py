@@ -1,0 +1,66 @@
+"""Results of a table without trainings."""
+
+import json
+import zlib
+
+import numpy as np
+
+from metalstm import checkpoint, files, recipes
+from metalstm.evaluation import Accuracy
+from metalstm.table import ROWS, Cell, Table, convergence, select
+
+
+def result(table: Table, cell: Cell) -> dict:
+    """A made-up result; another cell has another one."""
+    random = np.random.RandomState(zlib.crc32(str(cell).encode()))
+    accuracy = Accuracy((random.randint(30, 90) + random.uniform(-9, 9, table.budget.test_episodes)).tolist())
+    return {
+        "data": table.meta_sets.name,
+        "episodes": table.budget.test_episodes,
+        "seed": table.seed,
+        "accuracy": accuracy.mean,
+        "ci95": accuracy.ci95,
+        "per_episode": accuracy.per_episode,
+        "chosen": {"rule": "sgd", "rate": 0.012345678, "steps": 3},
+        "train_seconds": 300.0,
+        "train_episodes": 12345,
+        "train_precision": "bf16",
+        "parameters": 67890,
+    }
+
+
+def write(path, values) -> None:
+    files.write(path, json.dumps(values).encode())
+
+
+def fill(table: Table) -> None:
+    """Results of all rows, of one row from two more seeds, and the comparisons of optimizers."""
+    cells = [Cell(row, task) for row in ROWS for task in table.tasks]
+    cells += [Cell(row, table.main_task, seed) for row in select("meta-lstm") for seed in (2, 10)]
+    for cell in cells:
+        write(table.result(cell), result(table, cell))
+        own = table.trainings(cell)[-1]
+        if own.config.training.episodes:
+            lines = [{"episode": n, "seconds": 9.0 * n, "meta_val": 50.0 + n} for n in (1, 2)]
+            files.write(own.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    points = [0, 1, 2, 5]
+    kinds = ("support_loss", "query_loss", "accuracy")
+    measured = {"accuracy": 60.0, "ci95": 1.0, "per_episode": [59.0, 60.0, 61.0, 60.0]}
+    entry = {"steps": 2, "curves": {kind: [20.0, 40.0, 60.0, 50.0] for kind in kinds}, "choice": None, **measured}
+    without = {"steps": 0, "curves": None, "choice": None, **measured}
+    rivals = {"meta-lstm": entry, "sgd": entry, "sgd-head-only": entry, "class-means": without}
+    write(
+        convergence.path(table, "convergence"),
+        {"points": points, "episodes": 4, "starts": dict.fromkeys(convergence.STARTS, rivals)},
+    )
+    write(convergence.path(table, "ablation"), {"whole": measured, "f = 1": measured | {"per_episode": [60.0] * 4}})
+
+
+def put_checkpoint(table: Table) -> None:
+    """What is tested of the row with a learned optimizer at the main task, not trained."""
+    row = convergence.learned_row(table)
+    assert row is not None
+    cell = Cell(row, table.main_task)
+    config = table.trainings(cell)[-1].config
+    tensors = checkpoint.method_tensors(recipes.build(config))
+    checkpoint.save(table.checkpoint(cell), tensors, {"config": recipes.to_dict(config), "meta_val": 0.0, "episode": 1})

@@ -1,0 +1,102 @@
+"""Comparing a learned optimizer with others: same starts, tuned rules, files that are kept."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metalstm.evaluation import evaluate
+from metalstm.optimizers import RULES
+from metalstm.table import Cell, Table, convergence, making
+from metalstm.table.ablation import compare
+from table.conftest import BUDGET
+
+
+@pytest.fixture(scope="module")
+def finished(small_sets, tmp_path_factory):
+    """A table with the row that is compared, at its main task."""
+    table = Table(small_sets, tmp_path_factory.mktemp("compared"), BUDGET)
+    row = convergence.learned_row(table)
+    assert row is not None
+    making.make_cell(table, Cell(row, table.main_task))
+    return table
+
+
+@pytest.fixture(scope="module")
+def learned(finished):
+    return convergence.learned(finished)
+
+
+def test_the_row_that_is_compared_has_a_learned_optimizer(finished, small_table):
+    row = convergence.learned_row(finished)
+    assert (row.name, row.seeds) == ("meta-lstm", True)
+    assert convergence.learned(small_table) is None  # not made yet
+    compare(small_table)
+    assert not (small_table.out / "convergence").exists()
+
+
+def test_starts(finished, learned):
+    """One learner and one learned optimizer; only theta_0 and its moments differ."""
+    starts = convergence.starts(finished, learned)
+    assert list(starts) == list(convergence.STARTS)
+    assert all(method.optimizer is learned.method.optimizer for method in starts.values())
+    assert all(method.learner.settings == learned.method.learner.settings for method in starts.values())
+    network = making.checkpoint.load_method(finished.out / "runs" / "start-best-32f-5w5s")[0].network()
+    assert torch.equal(starts["pretrained"].body_0, network.body)
+    assert torch.equal(starts["pretrained"].moments_0, network.moments)
+    assert not starts["pretrained"].head_0.any()
+    assert starts["theta_0"] is learned.method
+    assert not torch.equal(starts["random"].body_0, network.body)
+    assert (starts["random"].settings.keep_moments, starts["random"].settings.query_norm) == (False, "support")
+    assert learned.method.settings.keep_moments
+
+
+def test_without_a_pretraining_there_is_no_such_start(finished, learned):
+    training = replace(learned.config.training, pretrain=0)
+    other = replace(learned, config=replace(learned.config, training=training))
+    assert list(convergence.starts(finished, other)) == ["random", "theta_0"]
+
+
+@pytest.fixture(scope="module")
+def compared(finished):
+    compare(finished)
+    return {name: json.loads(convergence.path(finished, name).read_text()) for name in ("convergence", "ablation")}
+
+
+@pytest.mark.slow
+def test_every_optimizer_is_followed_from_every_start(finished, learned, compared):
+    curves = compared["convergence"]
+    assert curves["points"] == [0, 1, 2, 5]
+    for entries in curves["starts"].values():
+        assert list(entries) == ["meta-lstm", *RULES, "sgd-head-only", "class-means"]
+        assert [name for name, entry in entries.items() if entry["choice"] is None] == ["meta-lstm", "class-means"]
+        for entry in entries.values():
+            assert len(entry["per_episode"]) == finished.budget.test_episodes
+            at_steps = entry["curves"] and entry["curves"]["accuracy"][curves["points"].index(entry["steps"])]
+            assert at_steps is None or at_steps == pytest.approx(entry["accuracy"])
+        starts = [entry["curves"]["accuracy"][0] for entry in entries.values() if entry["curves"]]
+        assert len(set(starts)) == 1  # before the first step all are alike
+
+
+@pytest.mark.slow
+def test_parts(finished, learned, compared):
+    parts = compared["ablation"]
+    assert next(iter(parts)) == "whole"
+    sampler = finished.episodes("meta-test", finished.main_task)
+    assert parts["whole"]["per_episode"] == evaluate(learned.method, sampler, 4).per_episode
+    assert parts["no step"]["accuracy"] == pytest.approx(20, abs=5)  # all classes look alike, up to rounding
+    tuned = compared["convergence"]["starts"]["theta_0"]
+    best, choice = convergence.best_rule(tuned, list(RULES))
+    assert choice.meta_val == max(tuned[rule]["choice"]["meta_val"] for rule in RULES)
+    assert parts[f"{RULES[best].label} instead, tuned"]["per_episode"] == tuned[best]["per_episode"]
+    head = parts["SGD of the head alone instead, tuned"]["per_episode"]
+    assert head == tuned["sgd-head-only"]["per_episode"]
+    assert parts["no step, nearest class mean"]["per_episode"] == tuned["class-means"]["per_episode"]
+
+
+@pytest.mark.slow
+def test_what_exists_stays(finished, compared):
+    files = {path: path.stat().st_mtime_ns for path in (finished.out / "convergence").iterdir()}
+    compare(finished)
+    assert files == {path: path.stat().st_mtime_ns for path in (finished.out / "convergence").iterdir()}
