@@ -63,8 +63,13 @@ class Learner(nn.Module, ABC):
 
     @classmethod
     def tag(cls, settings: Any) -> str:
-        """A word for names of run folders that tells networks of different settings apart: `64f`, say."""
-        return cls.__name__.lower()
+        """A word for names of run folders that tells networks of different settings apart: `64f`, for example.
+
+        By default the name of the class, with all settings that are not the default's but the precision.
+        """
+        default = cls.Settings()
+        changed = [f"{name}={value}" for name, value in vars(settings).items() if value != getattr(default, name)]
+        return "-".join([cls.__name__.lower(), *(each for each in changed if not each.startswith("precision="))])
 
     def own_network(self) -> tuple[Tensor, Tensor] | None:
         """Body and moments of a network outside theta that can be pre-trained; None if there is none."""

@@ -15,7 +15,7 @@ from metalstm.learners.base import Learner, each_task
 class FromModule(Learner):
     """A network of your own, from images to features, with a linear head.
 
-    The module always runs in evaluation mode: batch normalization uses the statistics that the module brings, and
+    For an entry of `LEARNERS`, subclass it: `Settings` and `network` are all that it takes. The module always runs in evaluation mode: batch normalization uses the statistics that the module brings, and
     dropout is off. Give it a normalization that needs no statistics (group norm, say) if it is to learn from nothing.
 
     Args:
@@ -34,6 +34,23 @@ class FromModule(Learner):
             self.n_features = prod(module(torch.zeros(1, *image_shape)).shape[1:])
         parameters = {} if frozen else dict(module.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+
+    @classmethod
+    def network(cls, settings: Any, image_shape: Sequence[int]) -> nn.Module:
+        """The module that some settings describe, with random weights from torch's own generator, which is seeded.
+
+        Args:
+            settings: Of the type `Settings`.
+            image_shape: Channels, height and width of an image.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no network: define it, or build the learner from a module")
+
+    @classmethod
+    def build(cls, settings: Any, image_shape: Sequence[int], generator: torch.Generator) -> "FromModule":
+        """The learner of `network`, whose first weights depend on the generator alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+            return cls(cls.network(settings, image_shape), image_shape)
 
     def train(self, mode: bool = True) -> "FromModule":
         """Keeps the module in evaluation mode."""
