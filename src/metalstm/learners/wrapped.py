@@ -58,13 +58,13 @@ class FixedOnce(Wrapped):
 
     def __init__(self, learner: Learner):
         super().__init__(learner)
-        self._seen: dict[bytes, Tensor] = {}
+        self._seen: dict[tuple[bytes, torch.Size], Tensor] = {}
 
     def fixed(self, x: Float[Tensor, "*tasks n channels height width"], train: bool = False) -> Float[Tensor, "..."]:
         """As the learner's; without gradients."""
         if train or type(self.learner).fixed is Learner.fixed:  # the latter computes nothing
             return self.learner.fixed(x, train)
-        key = hashlib.blake2b(x.cpu().numpy().tobytes()).digest()
+        key = hashlib.blake2b(x.cpu().numpy().tobytes()).digest(), x.shape
         if key not in self._seen:
             with torch.no_grad():
                 self._seen[key] = self.learner.fixed(x)
