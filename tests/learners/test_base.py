@@ -1,6 +1,7 @@
 """What `Learner` gives to every learner, by one that is a few lines long."""
 
 from dataclasses import dataclass
+from math import prod
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ class Scaled(Learner):
     class Settings(LearnerSettings):
         offset: float = 1.0
 
-    def __init__(self):
+    def __init__(self, image_shape: tuple[int, int, int], settings: Settings = Settings()):
         super().__init__()
-        self.image_shape, self.n_features = (1, 1, 2), 2
+        self.image_shape, self.n_features, self.offset = image_shape, prod(image_shape), settings.offset
         self.shapes = {"first.factor": (1,), "second.factor": (1,), "second.other": (2,)}
         self.n_fixed = 0
 
@@ -28,14 +29,14 @@ class Scaled(Learner):
 
     def fixed(self, x: Tensor, train: bool = False) -> Tensor:
         self.n_fixed += 1
-        return x.flatten(-3) + 1
+        return x.flatten(-3) + self.offset
 
     def features(self, theta: Tensor, x: Tensor, moments: Tensor | None = None, train: bool = False):
         return x * theta[..., None, :2], theta[..., :0]
 
 
 def test_a_learner_is_its_body_and_its_features():
-    learner = Scaled()
+    learner = Scaled((1, 1, 2))
     theta = learner.init(3, torch.Generator().manual_seed(0))
     assert len(theta) == 4 + 3 * 3
     assert (learner.n_body, learner.lengths, learner.n_moments) == (4, [1, 1, 2], 0)
@@ -55,23 +56,24 @@ def test_a_learner_is_its_body_and_its_features():
     assert torch.equal(learner.unbiased(moments, 5), moments)
 
 
-def test_what_has_no_settings_is_not_built_from_them():
-    with pytest.raises(NotImplementedError, match=r"^Scaled is not built from settings$"):
-        Scaled.build(Scaled.Settings(), (1, 1, 2), torch.Generator())
+def test_what_it_says_of_itself_by_default():
     assert Scaled.tag(Scaled.Settings()) == "scaled"
     assert Scaled.for_pretraining(Scaled.Settings(offset=2.0)) == Scaled.Settings(offset=2.0)
-    assert Scaled().own_network() is None
+    assert Scaled((1, 1, 2)).own_network() is None
+    built = Scaled.build(Scaled.Settings(offset=3.0), (1, 1, 2), torch.Generator())
+    assert isinstance(built, Scaled)
+    assert built.fixed(torch.zeros(1, 1, 1, 2)).tolist() == [[3.0, 3.0]]
 
 
 def test_an_image_is_seen_first_by_what_does_not_depend_on_theta():
-    learner = Scaled()
+    learner = Scaled((1, 1, 2))
     assert learner.n_fixed == 0
     learner.fixed(torch.rand(2, 5, 1, 1, 2))
     assert learner.n_fixed == 1
 
 
 def test_set_precision_finds_learners_at_any_depth():
-    learner, bystander = Scaled(), torch.nn.Linear(1, 1)
+    learner, bystander = Scaled((1, 1, 2)), torch.nn.Linear(1, 1)
     set_precision(torch.nn.ModuleDict({"deep": torch.nn.Sequential(learner), "other": bystander}), True)
     assert learner.bf16
     assert not hasattr(bystander, "bf16")

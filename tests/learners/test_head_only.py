@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalstm.learners import AfterFixed, Conv4, HeadOnly
+from metalstm.learners import Conv4, HeadOnly
 from metalstm.methods import GradientMethod, InnerLoop
 from metalstm.methods.meta_lstm import MetaLearnerLSTM
 from metalstm.optimizers import SGD
@@ -132,16 +132,3 @@ def test_a_head_starts_from_a_pre_trained_network():
     network = start.network()
     assert torch.equal(network.body, learner.body)
     assert torch.equal(network.moments, learner.moments)
-
-
-def test_the_rest_after_fixed_is_the_learner():
-    learner = head_only().double()
-    rest, x = AfterFixed(learner), random(6, *SHAPE, seed=1).sigmoid()
-    theta = random(N_WAY * (learner.n_features + 1))
-    assert torch.equal(rest(theta, learner.fixed(x))[0], learner(theta, learner.fixed(x))[0])
-    assert rest.fixed(x) is x
-    conv4 = Counted()
-    other = AfterFixed(conv4)
-    assert (other.n_body, other.n_features, other.n_moments) == (conv4.n_body, conv4.n_features, conv4.n_moments)
-    moments = torch.rand(conv4.n_moments)
-    assert torch.equal(other.unbiased(moments, 3), conv4.unbiased(moments, 3))
