@@ -102,7 +102,7 @@ def test_files_that_are_no_classifier(make, fitted, tmp_path):
         ({"classes": ["a", "b"]}, "3 outputs for 2 classes"),
         ({"classes": "abc"}, "--classes abc: must be"),
         ({"seed": "x"}, "--seed x: must be a whole number"),
-        ({"config": {}}, "a configuration lacks "),
+        ({"config": {}}, "RunConfig lacks data"),
         ({"preprocessing": {"image_size": 0, "channels": 3, "drawing": False}}, ""),
         ({"preprocessing": {"size": 16}}, "Preprocessing does not know size"),
         ({"calibration": {"threshold": 0.5}}, "'temperature' is missing"),
