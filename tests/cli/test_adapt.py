@@ -44,9 +44,12 @@ def test_what_adapt_refuses(colors, commands, tmp_path):
     assert refusal("one") == "class folder one/red has no images: add some, or remove it"
     paint(tmp_path / "one" / "red" / "1.png", (200, 0, 0), 1)
     assert refusal("one") == "1 class: give 2 to 20"
-    (tmp_path / "one" / "red" / "2.jpg").touch()
-    assert refusal("one") == "cannot read one/red/2.jpg as an image (it is empty): remove it"
-    assert refusal("one", "--checkpoint", "meta-lstm-omniglot-5w2s") == (
+    (tmp_path / "one").rename(tmp_path / "two")
+    (tmp_path / "two" / "green").mkdir()
+    paint(tmp_path / "two" / "green" / "1.png", (0, 200, 0), 1)
+    (tmp_path / "two" / "red" / "2.jpg").touch()
+    assert refusal("two") == "cannot read two/red/2.jpg as an image (it is empty): remove it"
+    assert refusal("two", "--checkpoint", "meta-lstm-omniglot-5w2s") == (
         "unknown checkpoint 'meta-lstm-omniglot-5w2s', did you mean 'meta-lstm-omniglot-5w5s'? allowed: "
         + ", ".join(checkpoint.shipped())
     )
