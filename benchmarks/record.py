@@ -1,4 +1,4 @@
-"""What was measured where: facts about the machine, memory, JSON files, and the page made from them."""
+"""Records of measurements: facts about the machine, memory, JSON files, and the page made from them."""
 
 import json
 import multiprocessing
@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from metalstm import provenance
-from metalstm.checkpoint import write
+from metalstm.files import write
 
 ROOT = Path(__file__).parents[1]
 T = TypeVar("T")
@@ -38,14 +39,14 @@ def circumstances(threads: int) -> dict[str, Any]:
 
 
 def memory(pid: int | str = "self", peak: bool = False) -> float:
-    """Resident memory of a process in MiB, now or at its peak, as Linux tells it."""
+    """Resident memory of a process in MiB, now or at its peak, as Linux reports it."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s*(\d+) kB", status)
     return int(found[1]) / 1024 if found else 0.0
 
 
 def follow(words: list[str], run: Path) -> Iterator[tuple[dict[str, Any], float, int]]:
-    """Start `metalstm train`, and stop it once nobody wants to know more.
+    """Start `metalstm train`, and stop it when the caller reads no more.
 
     Args:
         words: What comes after `metalstm train`.
@@ -55,7 +56,7 @@ def follow(words: list[str], run: Path) -> Iterator[tuple[dict[str, Any], float,
         Each line of its metrics as it is written, the seconds since the start, and the number of the process.
 
     Raises:
-        RuntimeError: It came to its own end.
+        RuntimeError: The training ended by itself.
     """
     start = perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "metalstm", "train", *words, "--out", run])
@@ -87,15 +88,26 @@ def save(out: Path, name: str, result: dict[str, Any]) -> None:
 
 
 def show(out: Path, name: str) -> None:
-    """Print what the page says of one JSON file."""
+    """Print the section of one JSON file."""
     Console().print(Markdown(section(out / name)))
 
 
 def page(out: Path) -> str:
     """A Markdown page of the results in a folder."""
-    text = "# Speed\n\nMade by the commands named below; how to read it: [benchmarks](../../benchmarks/README.md).\n"
+    text = (
+        "# Speed\n\nEach section names the command that made it. [Benchmarks](../../benchmarks/README.md) explains the "
+        "columns.\n"
+    )
     names = ("cpu.json", "memory.json", "time_to_accuracy.json", "table_hours.json")
-    return "\n".join([text, *(section(out / name) for name in names if (out / name).exists())]).rstrip() + "\n"
+    text = "\n".join([text, *(section(out / name) for name in names if (out / name).exists())]).rstrip() + "\n"
+    return "\n".join(_wrapped(line) for line in text.split("\n"))
+
+
+def _wrapped(line: str) -> str:
+    """A line of prose in lines of at most 100 characters; tables and headings stay as they are."""
+    if line.startswith(("|", "#")):
+        return line
+    return textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False)
 
 
 def section(path: Path) -> str:
@@ -134,9 +146,9 @@ def _speed(result: dict[str, Any]) -> str:
     tasks = result["tasks"].items()
     rates = ", ".join(f"{max(rates):,.0f} GFLOP/s in {name}" for name, rates in result["matmul_gflops"].items())
     text = _origin(result, "Training and adaptation")
-    text += "A quick try, no measurement.\n\n" if result["quick"] else ""
+    text += "This was a quick trial, not a measurement.\n\n" if result["quick"] else ""
     text += f"Medians of {result['rounds']} rounds of about {result['seconds']:g} s. Matrix products reach {rates}.\n\n"
-    head = "task|what|training episodes/s|s an episode|times as slow as paper fp32 (a round's least to most)"
+    head = "task|what|training episodes/s|s an episode|times as slow as paper fp32 (range over rounds)"
     rows = []
     for name, task in tasks:
         for what, each in task["training"].items():
@@ -176,8 +188,8 @@ def _memory(result: dict[str, Any]) -> str:
     text = _origin(result, "Memory") + (
         f"`metalstm {long['command']}`: {long['early_mib']:,.1f} MiB resident after {long['early']:,} episodes, "
         f"{long['end_mib']:,.1f} MiB after {long['end']:,}.\n\n"
-        f"Peak of training episodes, {result['shape']}, 5-shot, `{result['recipe']}` with T inner steps, less what is "
-        "resident after import, in MiB:\n\n"
+        f"Peak of training episodes, {result['shape']}, 5-shot, `{result['recipe']}` with T inner steps, minus the "
+        "resident memory after import, in MiB:\n\n"
     )
     rows = [
         [f"order {order}", *map(float, each["peak_mib"].values()), each["mib_a_step"], each["off_line_mib"]]
@@ -191,9 +203,9 @@ def _time_to_accuracy(result: dict[str, Any]) -> str:
     first, lasting = result["best"]["first"], result["best"]["mean_of_three"]
     text = _origin(result, "Time to accuracy") + (
         f"CIFAR-FS, 5-way 5-shot: `paper` is at {result['target']:.2f} % meta-val after {result['at']:,} episodes. "
-        f"`best` reaches that after {first['episode']:,} episodes and {first['wall_seconds'] / 60:.1f} minutes, start "
-        f"and validations included; with the mean of three validations after {lasting['episode']:,} episodes and "
-        f"{lasting['wall_seconds'] / 60:.1f} minutes.\n\n"
+        f"`best` reaches that after {first['episode']:,} episodes and {first['wall_seconds'] / 60:.1f} minutes, "
+        "including the start and validations. The mean of three validations reaches it after "
+        f"{lasting['episode']:,} episodes and {lasting['wall_seconds'] / 60:.1f} minutes.\n\n"
     )
     rows = [
         [name, seconds / 60, seconds / first["wall_seconds"], seconds / lasting["wall_seconds"]]
@@ -205,13 +217,13 @@ def _time_to_accuracy(result: dict[str, Any]) -> str:
 
 def _table_hours(result: dict[str, Any]) -> str:
     text = _origin(result, "How long a table takes") + (
-        f"Hours of `metalstm table` in float32 on random images of {result['size']}x{result['size']}x3, as many "
-        "classes as mini-ImageNet has, if no training loses patience; training and validations, tuning, tests.\n\n"
+        f"Hours of `metalstm table` in float32 on random images of {result['size']}x{result['size']}x3, with as many "
+        "classes as mini-ImageNet, if no training ends early: training and validations, tuning, tests.\n\n"
     )
     head, lines = "part|training|validations|tuning|test|all", []
     named = [(f"pre-training, {name}", parts) for name, parts in result["pretraining"].items()]
     named += [(f"{row}, {task}", parts) for task, rows in result["columns"].items() for row, parts in rows.items()]
-    for name, parts in [*named, ("comparison of the optimisers, ablation", {"all": result["comparison"]})]:
+    for name, parts in [*named, ("comparison of the optimizers, ablation", {"all": result["comparison"]})]:
         seconds = [*map(parts.get, ("train", "validate", "tune", "test")), sum(parts.values())]
         lines.append([name, *(None if each is None else f"{each / 3600:.2f}" for each in seconds)])
     return text + table(head, lines)
