@@ -28,8 +28,8 @@ from metalstm.settings import NoSettings
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-# A block may stand under a comment: "not run: WHY" leaves it at parsing its commands, "run with: OPTIONS" adds options
-# to them, so that what takes hours takes seconds.
+# A block may stand under a comment: "not run: WHY" only parses its commands, "run with: OPTIONS" adds options to them, so
+# that hours become seconds.
 BLOCK = re.compile(
     r"(?:^<!-- (not run|run with): (.*?) -->\n)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE
 )
@@ -126,7 +126,7 @@ def test_every_entry_of_a_table_is_in_the_reference(table, site):
 
 
 def blocks(guide: Path) -> list[tuple[str | None, str, str, str]]:
-    """Mark, what the mark says, language and text of each example."""
+    """Mark, text of the mark, language and text of each example."""
     return [
         (mark or None, says, language, text) for mark, says, language, text in BLOCK.findall(guide.read_text("utf-8"))
     ]
@@ -141,14 +141,14 @@ def examples(text: str) -> Iterator[tuple[str, str]]:
 
 
 def as_pattern(output: str) -> str:
-    """What is shown, with any number for a number, any space for a space, and anything for `...`."""
+    """A pattern of shown output: any number for a number, any space for a space, anything for `...`."""
     words = [re.sub(r"(?:\\\.\\\.\\\.)", ".*", re.escape(word)) for word in output.split()]
     return r"\s+".join(re.sub(r"\d[\d,]*(?:\\\.\d+)?", r"[\\d.,]+", word) for word in words)
 
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch) -> Path:
-    """An empty folder with what readers are taken to have: photos, new ones, and a data set of their own."""
+    """A folder with what readers are assumed to have: photos, new photos, and a data set of their own."""
     rng = np.random.default_rng(0)
 
     def photo(path: str, class_number: int) -> None:
@@ -192,7 +192,7 @@ def test_the_examples_of_a_guide_run(guide, desk):
 
 
 @pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.stem)
-def test_the_commands_of_a_guide_can_be_parsed(guide):
+def test_the_commands_of_a_guide_can_be_parsed(guide, desk):
     for _, _, language, text in blocks(guide):
         for command, _ in examples(text) if language == "console" else ():
             for argv in re.findall(r"\bmetalstm ((?:[^#|\n]|\\\n)+)", command):

@@ -3,6 +3,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from metalstm import cli
 
@@ -25,7 +26,11 @@ def test_the_python_in_the_readme_runs(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", re.findall(r"^\$ metalstm ([^#\n]+)", README, re.MULTILINE))
-def test_the_commands_in_the_readme_can_be_parsed(command):
+def test_the_commands_in_the_readme_can_be_parsed(command, tmp_path, monkeypatch):
+    for number in range(15):  # `train --data folder:DIR` looks at the images
+        (tmp_path / "DIR" / str(number)).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (200, 50, 10 * number)).save(tmp_path / "DIR" / str(number) / "0.png")
+    monkeypatch.chdir(tmp_path)
     cli.parse(shlex.split(command))
 
 
