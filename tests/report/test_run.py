@@ -33,3 +33,14 @@ def test_the_page_of_a_run_shows_results_pictures_and_settings(tmp_path):
     assert "<td>input_bias</td>" in page
     for picture in ("curve.png", "gates.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_of_a_run_without_meta_training_shows_no_curve(tmp_path):
+    meta_sets = load_folder(make_folder(tmp_path / "images"))
+    run = tmp_path / "run"
+    train(tiny_config(meta_sets, "pixels"), meta_sets, run)
+    report.write_run(run, "A run", meta_sets.splits["meta-val"])
+    page = (run / "report.html").read_text()
+    headings = ["One task", "Accuracy on meta-val", "Configuration", "Machine and versions"]
+    assert re.findall(r"<h2>(.*)</h2>", page) == headings
+    assert not list(run.glob("*.png"))

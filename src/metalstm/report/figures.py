@@ -30,9 +30,10 @@ def learning_curve(metrics: Path) -> Figure:
     """
     lines = read_metrics(metrics)
     figure, (left, right) = _side_by_side()
-    episodes = [line["episode"] for line in lines]
+    trained = [line for line in lines if "loss" in line]
+    episodes = [line["episode"] for line in trained]
     for axes, key, label in ((left, "loss", "query loss (nats)"), (right, "accuracy", "query accuracy (%)")):
-        values = np.array([line[key] for line in lines])
+        values = np.array([line[key] for line in trained])
         window = max(1, len(values) // 25)
         axes.plot(episodes, values, color="0.8", linewidth=0.8)
         smooth = np.convolve(values, np.ones(window) / window, "valid")

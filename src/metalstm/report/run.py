@@ -14,13 +14,14 @@ from metalstm.data import ImagesByClass
 from metalstm.episodes import EpisodeSampler
 from metalstm.report import figures
 from metalstm.report.blocks import Block, Heading, TableBlock
+from metalstm.report.metrics import read_metrics
 from metalstm.report.page import page
 
 GATE_TASKS = 50
 
 
 def write_run(out: Path, title: str, images: ImagesByClass, results: Sequence[Block] = ()) -> None:
-    """Write `report.html`, `curve.png` and, for a method with gates, `gates.png` into a run folder.
+    """Write `report.html` into a run folder, `curve.png` if it was meta-trained, and `gates.png` if it has gates.
 
     Args:
         out: The run folder.
@@ -32,8 +33,6 @@ def write_run(out: Path, title: str, images: ImagesByClass, results: Sequence[Bl
         UserError: The run has no checkpoint yet, or a file cannot be written.
     """
     method, config, meta = checkpoint.load_method(out)
-    curve = figures.learning_curve(out / "metrics.jsonl")
-    figures.save(curve, out / "curve.png")
     sampler = EpisodeSampler(images, config.n_way, config.n_shot, config.n_query, config.seed)
     blocks: list[Block] = [
         *results,
@@ -41,11 +40,22 @@ def write_run(out: Path, title: str, images: ImagesByClass, results: Sequence[Bl
         f"An episode from {images.name}. The learner is trained on the support set and tested on the queries, some of "
         "which are shown.",
         figures.episode_picture(sampler[0], config.traits.drawing),
-        Heading("Meta-training"),
-        f"{config.n_way}-way {config.n_shot}-shot on {config.data}, recipe {config.recipe}. The checkpoint with the "
-        f"best meta-val accuracy was chosen: {meta['meta_val']:.2f} % after {meta['episode']:,} episodes.",
-        curve,
     ]
+    task = f"{config.n_way}-way {config.n_shot}-shot on {config.data}, recipe {config.recipe}."
+    if any("loss" in line for line in read_metrics(out / "metrics.jsonl")):
+        curve = figures.learning_curve(out / "metrics.jsonl")
+        figures.save(curve, out / "curve.png")
+        chosen = f"{meta['meta_val']:.2f} % after {meta['episode']:,} episodes"
+        blocks += [
+            Heading("Meta-training"),
+            f"{task} The checkpoint with the best meta-val accuracy was chosen: {chosen}.",
+            curve,
+        ]
+    else:
+        blocks += [
+            Heading("Accuracy on meta-val"),
+            f"{task} The method is not meta-trained. Its meta-val accuracy is {meta['meta_val']:.2f} %.",
+        ]
     gates = figures.gates(method, sampler.batch(range(GATE_TASKS)))
     if gates is not None:
         figures.save(gates, out / "gates.png")
