@@ -127,6 +127,35 @@ def test_a_run_folder_holds_configuration_metrics_checkpoints_and_pictures(run, 
     assert config["settings"]["batch_size"] == 5, "the paper's for one shot"
 
 
+@pytest.fixture(scope="module")
+def hasty(cache):
+    """Runs commands in a process in which a search for settings is short."""
+    short = "from metalstm.methods import Search; Search.__init__.__defaults__ = (2, 2, (1, 2))"
+    commands = helpers.Commands(cache, first=short)
+    yield commands
+    commands.close()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_trained_and_evaluated(method, folder, hasty, tmp_path):
+    recipe = METHODS[method].recipe("best", Traits(), 1)
+    known = {
+        name for part in (recipe.settings, recipe.learner_settings, recipe.optimizer_settings) for name in vars(part)
+    }
+    small = {name: value for name, value in helpers.SETTINGS.items() if name in known}
+    words = flags(
+        method=method, data=f"folder:{folder}", out=tmp_path / "run", image_size=SIZE, **helpers.TASK, **small
+    )
+    words += flags(val_episodes=2, **({"pretrain": 2} if recipe.training.pretrain else {}))
+    words += flags(episodes=2) if METHODS[method].meta_trained else []
+    status, out, err = hasty("train", *words)
+    assert (status, out) == (0, ""), err
+    assert re.search(r"run: best meta-val \d+\.\d\d %( after \d episodes)?; now: metalstm evaluate ", err)
+    status, out, err = hasty("evaluate", tmp_path / "run", *flags(n_query=3, episodes=2))
+    assert (status, err) == (0, "")
+    assert " meta-test 2-way 1-shot, 2 episodes: " in out
+
+
 def test_a_run_folder_has_a_name_by_default(folder, commands, tmp_path):
     words = [*TINY, "--lr", "1e-9", "--episodes", "1", "--data", f"folder:{folder}"]
     status, _, err = commands("train", *words, cwd=tmp_path)

@@ -110,11 +110,9 @@ class Train(Command, Generic[S, L, I, O]):
             return
         report.write_run(out, name, meta_sets.splits["meta-val"])
         meta = checkpoint.load(out / "best.safetensors")[1]
-        console.print(
-            f"{out}: best meta-val {meta['meta_val']:.2f} % after {meta['episode']:,} episodes; "
-            f"now: metalstm evaluate {out}",
-            soft_wrap=True,
-        )
+        after = f" after {meta['episode']:,} episodes" if meta["episode"] else ""
+        best = f"best meta-val {meta['meta_val']:.2f} %{after}"
+        console.print(f"{out}: {best}; now: metalstm evaluate {out}", soft_wrap=True)
 
     def config(self, meta_sets: MetaSets) -> RunConfig:
         """The run on a data set."""
