@@ -30,6 +30,7 @@ def learned(finished):
 
 def test_the_row_that_is_compared_has_a_learned_optimizer(finished, small_table):
     row = convergence.learned_row(finished)
+    assert row is not None
     assert (row.name, row.seeds) == ("meta-lstm", True)
     assert convergence.learned(small_table) is None  # not made yet
     compare(small_table)

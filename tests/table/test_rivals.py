@@ -50,7 +50,7 @@ def test_the_gates_of_one_task_given_back_take_the_same_steps():
 @torch.no_grad()
 def test_given_gates_serve_a_batch_of_tasks_and_more_steps():
     method, both = learned(), [episode(number).support for number in (0, 1)]
-    batch = Support(*(torch.cat([getattr(each, name) for each in both]) for name in ("x", "y")), N_WAY)
+    batch = Support(torch.cat([each.x for each in both]), torch.cat([each.y for each in both]), N_WAY)
     table = rivals.mean_gates(method, map(episode, range(2)))
     given = method.with_inner_loop(optimizer=rivals.GivenGates(table), epochs=5)
     together = list(given.trajectory(batch))
@@ -108,9 +108,10 @@ def test_a_fixed_body_does_not_move(rule, keep_moments):
     fixed = method.with_inner_loop(optimizer=RULES[rule](0.1), learner=rivals.BodyFixed(method.learner))
     n_body = method.learner.n_body
     start = method.start(support).theta
-    for step in fixed.trajectory(support):
+    steps = list(fixed.trajectory(support))
+    for step in steps:
         assert torch.equal(step.theta[..., :n_body], start[..., :n_body])
-    assert not torch.equal(step.theta[..., n_body:], start[..., n_body:])
+    assert not torch.equal(steps[-1].theta[..., n_body:], start[..., n_body:])
 
 
 @torch.no_grad()
