@@ -30,11 +30,11 @@ ENTRIES = re.findall(r"^\| `src/metalstm/(.+)\.py` \| `(\w+)`: `(.+)` \|$", PAGE
 CODE = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 # What makes a run of each: all four entries between them, and a resumed one after a kill.
-SMALL = flags(data="boards", learner="tiny", width=4, n_way=3, n_shot=2, n_query=3, val_every=4, val_episodes=2)
+SMALL = flags(data="boards", learner="tiny", width=8, n_way=3, n_shot=2, n_query=3, val_every=4, val_episodes=2)
 SMALL += flags(episodes=60, pretrain=0, threads=1)
 RUNS = {
     "ridge": ["--method", "ridge", "--penalty", "0.5", *SMALL],
-    "sign": ["--method", "meta-lstm", "--optimizer", "sign", "--step", "0.02", "--epochs", "2", *SMALL],
+    "sign": ["--method", "meta-lstm", "--optimizer", "sign", "--step", "0.002", "--epochs", "5", *SMALL],
 }
 
 
@@ -173,7 +173,7 @@ def test_evaluate(run, commands):
     assert (result["method"], result["data"]) == ("ridge" if run.name == "ridge" else "meta-lstm", "boards")
     assert len(result["per_episode"]) == 20
     assert result["accuracy"] > 60, "colors alone tell boards apart"
-    changed = {"ridge": {"penalty": 0.5, "width": 4}, "sign": {"step": 0.02, "epochs": 2, "width": 4}}[run.name]
+    changed = {"ridge": {"penalty": 0.5, "width": 8}, "sign": {"step": 0.002, "width": 8}}[run.name]
     assert changed.items() <= result["changes"].items()
 
 
