@@ -1,22 +1,18 @@
-"""Nearest neighbour and Matching Networks against slow references that are plainly right."""
+"""Matching Networks against slow references that are plainly right, in float64."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalstm.episodes import Episode, Labelled, Query, Support
+from metalstm.episodes import Episode, Query, Support
 from metalstm.learners import Conv4
-from metalstm.methods import MatchingNet, Pretrained
-from metalstm.methods.metric import FullContext
-
-SHAPE = (1, 16, 16)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, dtype=torch.double, generator=torch.Generator().manual_seed(seed))
+from metalstm.methods.matching_net import FullContext, MatchingNet, MatchingNetFCE
+from metalstm.settings import Traits
+from tiny import SHAPE, random
 
 
 def support(n_way: int = 3, n_shot: int = 2, seed: int = 0) -> Support:
@@ -24,40 +20,9 @@ def support(n_way: int = 3, n_shot: int = 2, seed: int = 0) -> Support:
     return Support(random(n_way * n_shot, *SHAPE, seed=seed).sigmoid() + 0.3 * y[:, None, None, None], y, n_way)
 
 
-def net(**settings) -> MatchingNet:
-    generator = torch.Generator().manual_seed(0)
-    return MatchingNet(Conv4(SHAPE, 4), generator=generator, **settings).double().eval()
-
-
-# Nearest neighbour ----------------------------------------------------------------------------------------------------
-
-
-def pretrained() -> Pretrained:
-    return Pretrained(Conv4(SHAPE, 4), 7, torch.Generator().manual_seed(0)).double().eval()
-
-
-def test_the_class_is_that_of_the_single_support_image_with_the_highest_cosine():
-    method, given, query_x = pretrained(), support(), random(5, *SHAPE, seed=1).sigmoid()
-    with torch.no_grad():
-        labels = method.logits(method.adapt(given), query_x).argmax(-1)
-        one, other = (method.learner.features(method.body, x, method.moments)[0] for x in (query_x, given.x))
-    for query, label in zip(one, labels, strict=True):
-        cosines = [torch.dot(query, image) / query.norm() / image.norm() for image in other]
-        assert label == given.y[cosines.index(max(cosines))]
-
-
-def test_pretraining_is_cross_entropy_over_all_classes_and_keeps_running_moments():
-    method = pretrained().train()
-    batch = Labelled(random(6, *SHAPE).sigmoid(), torch.tensor([0, 1, 2, 3, 4, 6]))
-    before = method.moments.clone()
-    loss, accuracy = method(batch)
-    logits, moments = method.learner(torch.cat([method.body, method.head]), batch.x)
-    torch.testing.assert_close(loss, F.cross_entropy(logits, batch.y))
-    assert accuracy == (logits.argmax(-1) == batch.y).float().mean()
-    expected = 0.9 * before + 0.1 * method.learner.unbiased(moments, 6)
-    torch.testing.assert_close(method.moments, expected.detach())
-    method.eval()(batch)
-    torch.testing.assert_close(method.moments, expected.detach())
+def net(kind: type[MatchingNet] = MatchingNet, dropout: float = 0.0, **settings: Any) -> MatchingNet:
+    learner = Conv4(SHAPE, Conv4.Settings(filters=4, dropout=dropout))
+    return kind(learner, MatchingNet.Settings(**settings), torch.Generator().manual_seed(0)).double()
 
 
 # Matching Networks ----------------------------------------------------------------------------------------------------
@@ -97,31 +62,24 @@ def test_sum_adds_the_cosines_of_a_class():
             assert scores[label].item() == pytest.approx(total, abs=1e-12)
 
 
-def test_meta_training_normalises_an_episode_by_itself_and_keeps_running_moments():
-    method = net().train()
-    given, query = support(), Query(random(6, *SHAPE, seed=2).sigmoid(), torch.arange(3).repeat(2))
-    before = method.moments.clone()
-    loss, _ = method(Episode(given, query))
-    x = torch.cat([given.x, query.x])
-    _, moments = method.learner.features(method.body, x)
-    expected = 0.9 * before + 0.1 * method.learner.unbiased(moments, 12)
-    torch.testing.assert_close(method.moments, expected.detach())
-    method.moments.copy_(moments.detach())
-    with torch.no_grad():
-        logits = method.logits(method.adapt(given), query.x)
-    torch.testing.assert_close(loss, F.cross_entropy(logits, query.y))
-
-
-def test_dropout_acts_in_training_alone():
-    method = MatchingNet(Conv4(SHAPE, 4, dropout=0.5), generator=torch.Generator().manual_seed(0)).double()
+def test_dropout_acts_in_meta_training_alone():
+    method = net(dropout=0.5)
     episode = Episode(support(), Query(support(seed=3).x, support().y))
     torch.manual_seed(0)
     first, again = method(episode)[0], method(episode)[0]
     assert first != again
     torch.manual_seed(0)
     assert method(episode)[0] == first
-    method.eval()
-    assert method(episode)[0] == method(episode)[0]
+    logits = [method.logits(method.adapt(episode.support), episode.query.x) for _ in range(2)]
+    assert torch.equal(*logits)
+
+
+def test_the_recipes_say_how_cosines_become_scores():
+    paper, best = (MatchingNet.recipe(name, Traits(), 5) for name in ("paper", "best"))
+    assert (paper.settings.class_score, paper.learner_settings.dropout) == ("sum", 0.1)
+    assert (best.settings.class_score, best.settings.scale) == ("attention", 10.0)
+    assert MatchingNetFCE.recipe("paper", Traits(), 5) == paper
+    assert MatchingNetFCE.recipe("best", Traits(), 5) == best
 
 
 # Full-context embeddings ----------------------------------------------------------------------------------------------
@@ -176,8 +134,8 @@ def test_full_context_embeddings_are_those_of_the_appendix(tasks):
 def test_the_order_of_the_support_set_matters_with_full_context_alone():
     given, query_x = support(), random(4, *SHAPE, seed=1).sigmoid()
     turned = Support(given.x.flip(0), given.y.flip(0), given.n_way)
-    for fce in (False, True):
-        method = net(fce=fce)
+    for kind, fce in ((MatchingNet, False), (MatchingNetFCE, True)):
+        method = net(kind)
         with torch.no_grad():
             one, other = (method.logits(method.adapt(each), query_x) for each in (given, turned))
         assert torch.allclose(one, other, atol=1e-9) is not fce
@@ -196,3 +154,18 @@ def test_reversed_support_reverses_the_two_directions():
         getattr(context.lstm, f"{kind}_l0_reverse").data = getattr(context.lstm, f"{kind}_l0").data.clone()
     images = random(6, 5)
     torch.testing.assert_close(context.support(images.flip(0)).flip(0), context.support(images))
+
+
+def test_full_context_is_in_training_too():
+    """The loss is that of the whole: the features of the episode, in its context, compared."""
+    method, given = net(MatchingNetFCE), support()
+    query = Query(random(6, *SHAPE, seed=2).sigmoid(), torch.arange(3).repeat(2))
+    loss, _ = method(Episode(given, query))
+    features, _ = method.learner.features(method.body, torch.cat([given.x, query.x]))
+    context = method.get_submodule("context")
+    assert isinstance(context, FullContext)
+    g = context.support(features[:6])
+    f = context.query(features[6:], g)
+    cosines = F.normalize(f, dim=-1) @ F.normalize(g, dim=-1).T
+    shares = torch.stack([cosines.softmax(-1)[:, given.y == label].sum(-1) for label in range(3)], -1)
+    torch.testing.assert_close(loss, F.nll_loss(shares.log(), query.y))
