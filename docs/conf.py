@@ -184,7 +184,11 @@ def mathml(self: Any, node: nodes.math | nodes.math_block) -> None:
 
 def code(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Turn `code` that cannot be the name of an object into ``code``, which is taken as it is."""
-    lines[:] = [re.sub(r"(?<!`)`([^`]*[^\w.`][^`]*)`(?!`)", r"``\1``", line) for line in lines]
+
+    def marked(match: re.Match[str]) -> str:
+        return match[0] if re.fullmatch(r"[\w.]+", match[2]) else f"``{match[2]}``"
+
+    lines[:] = re.sub(r"(`+)(.+?)\1", marked, "\n".join(lines), flags=re.DOTALL).split("\n")
 
 
 def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
