@@ -99,7 +99,7 @@ def test_help_does_not_wait_for_torch(tmp_path):
             main(["--help"])
         except SystemExit as end:
             assert end.code == 0, end.code
-        slow = {"torch", "matplotlib", "PIL"} & set(sys.modules)
+        slow = {"torch", "tyro", "rich", "numpy", "matplotlib", "PIL"} & set(sys.modules)
         assert not slow, slow
     """
     assert "demo" in run_well(sys.executable, "-c", program, cwd=tmp_path)

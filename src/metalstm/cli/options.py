@@ -77,7 +77,7 @@ def field_docstrings(kind: type) -> dict[str, str]:
     for each in reversed(kind.__mro__):
         try:
             body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
-        except (OSError, TypeError):
+        except (OSError, TypeError, SyntaxError):
             continue
         assert isinstance(body, ast.ClassDef)
         for field, below in zip(body.body, body.body[1:], strict=False):
@@ -105,7 +105,10 @@ def traits_of(data: str, kind: Kind) -> Traits | None:
 
 def kind_of(traits: Traits) -> Kind:
     """The kind that gives these traits to the images of a folder."""
-    return next((kind for kind in KINDS if KINDS[kind] == traits), "auto")
+    for kind, own in KINDS.items():
+        if own == traits:
+            return kind
+    return "auto"
 
 
 def _parts(kind: Any) -> Iterator[Any]:
