@@ -6,12 +6,11 @@ them in turn for some episodes.
 
 import importlib
 import logging
-import math
 import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,11 +23,11 @@ import torch
 import torch.nn.functional as F
 
 from metalstm import kernels, recipes
-from metalstm.datasets import ImagesByClass
+from metalstm.data import ImagesByClass
 from metalstm.episodes import Episode, EpisodeSampler
-from metalstm.methods import GradientMethod, build
-from metalstm.recipes import Precision, RunConfig
-from metalstm.training import outer_step
+from metalstm.methods import GradientMethod, RunConfig
+from metalstm.settings import Precision, Traits
+from metalstm.training import outer_optimizer, outer_step
 
 WARM_UP = 3  # episodes of a contender before the clock starts
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
@@ -53,23 +52,23 @@ class Task:
 
     def config(self, recipe: str, precision: Precision = "fp32") -> RunConfig:
         """The recipe's run on random images."""
-        settings, training = recipes.named("meta-lstm", recipe, "random", self.n_shot)
-        return RunConfig(
+        config = RunConfig(
+            **vars(recipes.named("meta-lstm", recipe, Traits(), self.n_shot)),
+            method="meta-lstm",
             recipe=recipe,
             data="random",
             image_shape=self.image_shape,
             n_way=self.n_way,
             n_shot=self.n_shot,
             n_query=self.n_query,
-            settings=replace(settings, precision=precision),
-            training=training,
         )
+        return recipes.with_changes(config, {"precision": precision})
 
     def sampler(self, small: bool = False) -> EpisodeSampler:
         """Episodes of random images in memory.
 
-        As many as in meta-train: 64 classes of 600 images (mini-ImageNet, CIFAR-FS), for grey images 3,200 of 20
-        (Omniglot with rotations); if `small`, just enough.
+        There are as many as in meta-train: 64 classes of 600 images (mini-ImageNet, CIFAR-FS), and of gray images
+        3,200 classes of 20 (Omniglot with rotations). If `small`, there are just enough.
         """
         channels, height, width = self.image_shape
         n_classes, n_images = (3200, 20) if channels == 1 else (64, 600)
@@ -80,7 +79,7 @@ class Task:
 
 
 def random_images(n_classes: int, n_images: int, shape: tuple[int, int, int]) -> ImagesByClass:
-    """So many images of each class, of height, width and channels, in memory."""
+    """Random images in memory; `shape` is height, width and channels."""
     pixels = np.random.default_rng(0).integers(0, 256, (n_classes * n_images, *shape), np.uint8)
     starts = np.arange(n_classes) * n_images
     names = tuple(f"{k:04}" for k in range(n_classes))
@@ -88,24 +87,17 @@ def random_images(n_classes: int, n_images: int, shape: tuple[int, int, int]) ->
 
 
 def ready(config: RunConfig) -> GradientMethod:
-    """The method, and the process prepared as `metalstm train` does it."""
+    """The method, in a process that is prepared as `metalstm train` prepares it."""
     kernels.keep_memory()
     kernels.build()
     return build(config)
 
 
-def outer_optimizer(method: GradientMethod, config: RunConfig) -> torch.optim.Optimizer:
-    """Adam, as `metalstm.training` makes it."""
-    training = config.training
-    own = [p for name, p in method.named_parameters() if name.startswith("optimizer.")]
-    rest = [p for name, p in method.named_parameters() if not name.startswith("optimizer.")]
-    return torch.optim.Adam([{"params": rest, "lr": training.lr}, {"params": own, "lr": training.optimizer_lr}])
-
-
-def update(method: GradientMethod, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
-    """Clip and Adam."""
-    torch.nn.utils.clip_grad_norm_(method.parameters(), clip or math.inf)
-    optimizer.step()
+def build(config: RunConfig) -> GradientMethod:
+    """The method of a recipe of the Meta-LSTM."""
+    method = recipes.build(config)
+    assert isinstance(method, GradientMethod)
+    return method
 
 
 def ours(turns: Iterator[None], task: Task, recipe: str, precision: Precision = "fp32", small: bool = False) -> None:
@@ -120,7 +112,7 @@ def train(turns: Iterator[None], config: RunConfig, sampler: EpisodeSampler) -> 
         ValueError: The loss is no longer finite, so that the times mean little.
     """
     method = ready(config)
-    optimizer = outer_optimizer(method, config)
+    optimizer = outer_optimizer(method, config.training)
     loss = torch.zeros(())
     for number, _ in enumerate(turns):
         loss, _ = method(sampler.batch([number]))
@@ -143,19 +135,19 @@ def reference(turns: Iterator[None], task: Task, small: bool = False) -> None:
     conv4 = importlib.import_module("reference.conv4")
     lstm = importlib.import_module("reference.meta_lstm_autograd")
     config = task.config("paper")
-    settings = config.settings
+    loop, hidden_size = config.settings, config.optimizer_settings.hidden_size
     method = build(config)  # for its parameters only
     weights = dict(method.optimizer.named_parameters())
-    learner = conv4.Conv4(task.image_shape, task.n_way, momentum=settings.norm_momentum).float()
-    optimizer = outer_optimizer(method, config)
+    learner = conv4.Conv4(task.image_shape, task.n_way, momentum=loop.norm_momentum).float()
+    optimizer = outer_optimizer(method, config.training)
     sampler = task.sampler(small)
 
     def query_loss(episode: Episode) -> torch.Tensor:
         theta = method.theta_0(task.n_way)
-        state = lstm.zeros(theta, settings.hidden_size)
+        state = lstm.zeros(theta, hidden_size)
         support = episode.support
-        for _ in range(settings.epochs):
-            batches = support.x[0].split(settings.batch_size), support.y[0].split(settings.batch_size)
+        for _ in range(loop.epochs):
+            batches = support.x[0].split(loop.batch_size), support.y[0].split(loop.batch_size)
             for x, y in zip(*batches, strict=True):
                 constant = theta.detach().requires_grad_()
                 loss = F.cross_entropy(learner.logits(constant, x), y)
@@ -179,15 +171,15 @@ def port(turns: Iterator[None], task: Task, directory: Path) -> None:
     sys.modules["dataloader"] = SimpleNamespace(prepare_data=lambda _: (episodes, None, None))  # type: ignore[assignment]
     sys.path.insert(0, str(directory))
     main: Any = importlib.import_module("main")
-    if channels != 3:  # which it takes for granted
+    if channels != 3:  # its own network always has 3
         learner = main.Learner
 
-        def grey(*args: Any) -> torch.nn.Module:
-            made = learner(*args)
-            made.model["features"].conv1 = torch.nn.Conv2d(channels, 32, 3, padding=1)
-            return made
+        def gray(*args: Any) -> torch.nn.Module:
+            network = learner(*args)
+            network.model["features"].conv1 = torch.nn.Conv2d(channels, 32, 3, padding=1)
+            return network
 
-        main.Learner = grey
+        main.Learner = gray
     epochs, batch_size, momentum = (8, 25, 0.95) if task.n_shot >= 5 else (12, 5, 0.9)
     flags = f"""--mode train --n-shot {task.n_shot} --n-eval {task.n_query} --n-class {task.n_way} --input-size 4
         --hidden-size 20 --lr 1e-3 --episode 50000 --episode-val 100 --epoch {epochs} --batch-size {batch_size}

@@ -1,13 +1,13 @@
 """Floating-point operations of an episode of the Meta-Learner LSTM, by formula.
 
 Convolutions and matrix products only, two operations a multiply-add; what is computed a second time to save memory
-does not count, nor does what is element by element (normalisation, gates' non-linearities, Adam).
+does not count, nor does what is element by element (normalization, gates' non-linearities, Adam).
 """
 
 from math import ceil
 
 from metalstm.learners import Conv4
-from metalstm.recipes import RunConfig
+from metalstm.methods import RunConfig
 
 
 def layers(image_shape: tuple[int, int, int], n_way: int, filters: int = 32) -> list[int]:
@@ -54,12 +54,12 @@ def training_episode(config: RunConfig) -> int:
     """One meta-training episode, forward and backward.
 
     Inner steps: the learner's gradient on the support set, as often as there are epochs, and in second order its
-    Hessian-vector product. The meta-learner's steps. The queries, forward and backward. Where queries are normalised
+    Hessian-vector product. The meta-learner's steps. The queries, forward and backward. Where queries are normalized
     by the support set's moments, the convolutions on the support set once more, forward and backward.
     """
-    settings = config.settings
-    learner = Conv4(config.image_shape, settings.filters, settings.conv_bias)
-    costs = layers(config.image_shape, config.n_way, settings.filters)
+    settings, hidden_size = config.settings, config.optimizer_settings.hidden_size
+    learner = Conv4(config.image_shape, config.learner_settings)
+    costs = layers(config.image_shape, config.n_way, learner.filters)
     n_support = config.n_way * config.n_shot
     n_params = learner.n_body + config.n_way * (learner.n_features + 1)
     n_steps = settings.epochs * ceil(n_support / (settings.batch_size or n_support))
@@ -67,7 +67,7 @@ def training_episode(config: RunConfig) -> int:
     moments = forward_backward(costs[:-1]) if settings.train_query_norm == "support" else 0
     return (
         settings.epochs * n_support * gradient
-        + n_steps * meta_learner(n_params, settings.hidden_size)
+        + n_steps * meta_learner(n_params, hidden_size)
         + config.n_way * config.n_query * forward_backward(costs)
         + n_support * moments
     )

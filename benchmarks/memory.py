@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import tyro
 import contenders
 import record
 from contenders import Task
-from metalstm.recipes import RunConfig
+from metalstm import recipes
+from metalstm.methods import RunConfig
 
 TINY = "--data glyphs --n-way 2 --n-shot 1 --n-query 3 --filters 16 --hidden-size 3 --epochs 2 --val-every 1000"
 
@@ -70,8 +70,8 @@ def by_steps(config: RunConfig, order: str, steps: tuple[int, ...], threads: int
     """Peak MiB by number of inner steps, and how far it is from a line."""
     peaks = []
     for n in steps:
-        settings = replace(config.settings, epochs=n, batch_size=config.n_way * config.n_shot, order=int(order))
-        peaks.append(record.fresh(peak, replace(config, settings=settings), threads=threads))
+        changes = {"epochs": n, "batch_size": config.n_way * config.n_shot, "order": int(order)}
+        peaks.append(record.fresh(peak, recipes.with_changes(config, changes), threads=threads))
     slope, start = np.polyfit(steps, peaks, 1)
     return {
         "peak_mib": dict(zip(map(str, steps), peaks, strict=True)),

@@ -24,8 +24,8 @@ from rich.markdown import Markdown
 import contenders
 import record
 from metalstm import distributed
-from metalstm.checkpoint import write
-from metalstm.training import outer_step
+from metalstm.files import write
+from metalstm.training import outer_optimizer, outer_step
 
 TASK = contenders.Task("32x32x3", 5)
 GROUPS = {"1 process, 1 thread": (1, 1), "1 process, 2 threads": (1, 2), "2 processes, 1 thread each": (2, 1)}
@@ -126,7 +126,7 @@ def _work(
     config, sampler = TASK.config(recipe), TASK.sampler(small)
     method = contenders.ready(config)
     model = distributed.wrap(method, sampler[0])
-    optimizer = contenders.outer_optimizer(method, config)
+    optimizer = outer_optimizer(method, config.training)
     gradient = torch.zeros(sum(p.numel() for p in method.parameters()))
     done = 0
 

@@ -1,5 +1,6 @@
 """How fast `metalstm` is, alone and against others; see README.md beside this file."""
 
+import math
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import flops
 import record
 from contenders import Task
 from metalstm.evaluation import evaluate
+from metalstm.training import outer_optimizer
 
 
 def main(
@@ -118,14 +120,14 @@ def parts(task: Task, recipe: str, seconds: float, small: bool) -> dict[str, Any
     """Each repetition of what an episode consists of in seconds, and what follows from their medians; in fp32."""
     config = task.config(recipe)
     method, sampler = contenders.ready(config), task.sampler(small)
-    optimizer = contenders.outer_optimizer(method, config)
+    optimizer = outer_optimizer(method, config.training)
 
     def train(k: int) -> list[float]:
         episode, sampling = timed(sampler.batch, [k])
         (loss, _), forward = timed(method, episode)
         optimizer.zero_grad()
         _, backward = timed(loss.backward)
-        _, update = timed(contenders.update, method, optimizer, config.training.clip)
+        _, update = timed(clip_and_step, method, optimizer, config.training.clip)
         return [sampling, forward, backward, update]
 
     def classify(episode: Any) -> None:
@@ -145,6 +147,12 @@ def parts(task: Task, recipe: str, seconds: float, small: bool) -> dict[str, Any
         "evaluation_episodes_per_second": 1 / median(evaluated),
         "raw": raw,
     }
+
+
+def clip_and_step(method: torch.nn.Module, optimizer: torch.optim.Optimizer, clip: float | None) -> None:
+    """What `outer_step` does after the backward pass."""
+    torch.nn.utils.clip_grad_norm_(method.parameters(), clip or math.inf)
+    optimizer.step()
 
 
 def memory(task: Task, recipe: str) -> dict[str, float]:

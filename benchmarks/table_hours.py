@@ -12,18 +12,24 @@ import tyro
 
 import record
 from contenders import random_images
-from metalstm import convergence, kernels, tuning
+from metalstm import kernels, recipes
 from metalstm.console import console
-from metalstm.datasets import MetaSets
+from metalstm.data import MetaSets
 from metalstm.evaluation import evaluate
-from metalstm.methods import GradientMethod, HeadOnly, Method, PixelNearestNeighbor, Pretrained, build
-from metalstm.optimizers import RULES
-from metalstm.recipes import RunConfig
-from metalstm.table import PRETRAINING, Row, Table, Task, rows, select, tasks
+from metalstm.learners import FixedOnce
+from metalstm.methods import GradientMethod, Method
+from metalstm.methods.tuning import DECAYS, KEPT, curves
+from metalstm.optimizers import RULES, SGD
+from metalstm.settings import TrainingSettings
+from metalstm.table import Cell, Table, Task, convergence, select
+from metalstm.table.plan import Training
+from metalstm.table.rows import rows_of
+from metalstm.training import step_seconds
 from speed import timed
 
 CLASSES = {"meta-train": 64, "meta-val": 16, "meta-test": 20}
 IMAGES = 40  # of a class: how many there are makes no difference to the time of an episode
+ABLATIONS = 13  # variants of a trained Meta-LSTM that are tested
 
 
 def main(out: Path = Path("results/speed"), size: int = 84, rounds: int = 3, threads: int = 2) -> None:
@@ -46,49 +52,64 @@ def main(out: Path = Path("results/speed"), size: int = 84, rounds: int = 3, thr
     with tempfile.TemporaryDirectory() as scratch:
         table = Table(MetaSets("mini-imagenet", splits, "none", "random"), Path(scratch))
         for row in (*select("meta-lstm"), *select("meta-lstm-64")):
-            run, config = table.trainings(row, PRETRAINING)[0]
-            pretraining[f"{config.settings.filters} filters"] = training(table, run, config, PRETRAINING, rounds)
-        for task in tasks("mini-imagenet"):
+            start = table.trainings(Cell(row, table.main_task))[0]
+            filters = start.config.learner_settings.filters
+            pretraining[f"{filters} filters"] = training(table, start, table.main_task, rounds)
+        for task in table.tasks:
             columns[str(task)] = {}
-            for row in rows(task):
-                columns[str(task)][row.name] = line(table, row, task, rounds)
+            for row in rows_of(task):
+                columns[str(task)][row.name] = line(table, Cell(row, task), rounds)
                 console.print(f"{task} {row.name}: {columns[str(task)][row.name]}", soft_wrap=True)
         result["comparison"] = comparison(table, rounds)
     record.save(out, "table_hours.json", result)
     record.show(out, "table_hours.json")
 
 
-def line(table: Table, row: Row, task: Task, rounds: int) -> dict[str, float]:
+def line(table: Table, cell: Cell, rounds: int) -> dict[str, float]:
     """Seconds of each part of a row at the most, less the pre-training that it shares with others."""
-    if row.method == "pixels":
-        return {"test": testing(table, PixelNearestNeighbor(), task, rounds)}
-    run, config = table.trainings(row, task)[-1]
-    method = build(config)
-    if not isinstance(method, Pretrained):
-        return training(table, run, config, task, rounds) | {"test": testing(table, method, task, rounds)}
-    if not row.rules:
-        return {"test": testing(table, method, task, rounds)}
-    budget, tuned = table.budget, table.untuned(task, config, method, row.head_only)
-    tune = followed(budget.few, budget.many) * trajectory(table, tuned, task, rounds)
-    if isinstance(tuned, HeadOnly):  # trajectories are of features, which each rule makes once of all its episodes
-        tune += budget.many * typical(partial(tuned.embedded, table.episodes("meta-val", task)[0]), rounds)
-    return {"tune": len(row.rules) * tune, "test": testing(table, tuned, task, rounds)}
+    own = table.trainings(cell)[-1]
+    method = recipes.build(own.config).eval()
+    if own.config.method == recipes.pretraining(own.config).method:  # it is a pre-training itself
+        return {"test": testing(table, method, cell.task, rounds)}
+    parts = training(table, own, cell.task, rounds)
+    if rules := getattr(own.config.settings, "rules", ()):
+        assert isinstance(method, GradientMethod)
+        search = table.budget.search
+        method = followed_by(method, search.read_at[-1])
+        # What does not depend on theta is computed once for each episode and rule.
+        once = method.with_inner_loop(learner=FixedOnce(method.learner))
+        tune = followed(search.few, search.many) * trajectory(table, once, cell.task, rounds)
+        support = table.episodes("meta-val", cell.task)[0].support
+        tune += search.many * typical(partial(method.learner.fixed, support.x), rounds)
+        parts["tune"] = len(rules) * tune
+    return {**parts, "test": testing(table, method, cell.task, rounds)}
 
 
 def followed(few: int, many: int) -> int:
-    """Episodes that `tuning.tune` follows, if no end of the rates is best."""
-    settings = len(tuning.HALF_DECADES["sgd"]) + tuning.KEPT * (len(tuning.DECAYS) - 1)
-    return settings * few + tuning.KEPT * (many - few)
+    """Episodes that `tune_rule` follows, if the best rate is not at an end of the grid."""
+    settings = len(SGD.half_decades) + KEPT * (len(DECAYS) - 1)
+    return settings * few + KEPT * (many - few)
 
 
-def training(table: Table, run: Path, config: RunConfig, task: Task, rounds: int) -> dict[str, float]:
-    """Seconds of a training and its validations, if it never loses patience."""
-    settings, val = config.training, table.episodes("meta-val", task)
-    validations = settings.episodes // settings.val_every * settings.val_episodes
-    return {
-        "train": median(table.seconds(run, config) for _ in range(rounds)),
-        "validate": validations * typical(lambda: evaluate(build(config), val, 1), rounds),
-    }
+def followed_by(method: GradientMethod, steps: int) -> GradientMethod:
+    """The method with an inner loop of so many steps of a fixed rule."""
+    return method.with_inner_loop(optimizer=SGD(0.0), epochs=steps, few_shot_epochs=None, batch_size=None)
+
+
+def training(table: Table, run: Training, task: Task, rounds: int) -> dict[str, float]:
+    """Seconds of a training, if there is one, and of its validations, if it never loses patience."""
+    settings, val = run.config.training, table.episodes("meta-val", task)
+    method = recipes.build(run.config)
+    parts = {"validate": validations(settings) * typical(lambda: evaluate(method, val, 1), rounds)}
+    if settings.episodes:
+        seconds = median(step_seconds(run.config, table.meta_sets, table.device) for _ in range(rounds))
+        parts["train"] = settings.episodes * seconds
+    return parts
+
+
+def validations(settings: TrainingSettings) -> int:
+    """Episodes of all validations; a method that is not trained is validated once."""
+    return max(1, settings.episodes // settings.val_every) * settings.val_episodes
 
 
 def testing(table: Table, method: Method, task: Task, rounds: int) -> float:
@@ -96,31 +117,22 @@ def testing(table: Table, method: Method, task: Task, rounds: int) -> float:
     return table.budget.test_episodes * typical(lambda: evaluate(method, table.episodes("meta-test", task), 1), rounds)
 
 
-def trajectory(table: Table, method: Method, task: Task, rounds: int) -> float:
-    """Seconds of following fine-tuning over an episode as tuning does, and of its losses, which tuning leaves out."""
+def trajectory(table: Table, method: GradientMethod, task: Task, rounds: int) -> float:
+    """Seconds of following an inner loop over an episode, and of its losses, which tuning leaves out."""
     episode = table.episodes("meta-val", task)[0]
-    if isinstance(method, HeadOnly):
-        episode, method = method.embedded(episode), method.head
-    assert isinstance(method, GradientMethod)
-    return typical(partial(tuning.curves, method, lambda _: episode, [0], table.budget.read_at), rounds)
+    return typical(partial(curves, method, lambda _: episode, [0], table.budget.search.read_at), rounds)
 
 
 def comparison(table: Table, rounds: int) -> float:
-    """Seconds, roughly, of comparing the optimisers, whose rules are tuned from two starts, and of the ablation."""
-    task = convergence.TASK
-    (learned,), (nearest,) = select("meta-lstm"), select("nearest-neighbor")
-    method = build(table.config(learned, task, table.seed))
-    _, start = table.trainings(nearest, task)[-1]
-    pretrained = build(start)
+    """Seconds, roughly, of comparing the optimizers from three starts, with each rule tuned, and of the ablation."""
+    row = convergence.learned_row(table)
+    assert row is not None
+    method = recipes.build(table.trainings(Cell(row, table.main_task))[-1].config).eval()
     assert isinstance(method, GradientMethod)
-    assert isinstance(pretrained, Pretrained)
-    ablation = testing(table, method, task, rounds)
-    large = trajectory(table, table.untuned(task, start, pretrained), task, rounds)
-    method.optimizer, method.epochs, method.batch_size = RULES["sgd"](0.01, 0.0), table.budget.read_at[-1], None
-    small = trajectory(table, method, task, rounds)
-    search = followed(convergence.FEW, convergence.MANY)
-    drawn = convergence.EPISODES * (len(RULES) + 1)
-    return 2 * (len(RULES) * search + drawn) * small + drawn * large + 4 * ablation
+    follow = trajectory(table, followed_by(method, table.budget.search.read_at[-1]), table.main_task, rounds)
+    rivals = len(RULES) + 1  # SGD of the head alone is one more
+    episodes = rivals * followed(convergence.FEW, convergence.MANY) + (rivals + 1) * convergence.EPISODES
+    return len(convergence.STARTS) * episodes * follow + ABLATIONS * testing(table, method, table.main_task, rounds)
 
 
 def typical(function: Callable[[], Any], rounds: int) -> float:

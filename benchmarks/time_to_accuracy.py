@@ -12,7 +12,7 @@ import tyro
 import contenders
 import record
 from contenders import Task
-from metalstm import datasets
+from metalstm import data
 
 
 def main(
@@ -47,7 +47,7 @@ def main(
     there = next((line for line in lines if line["episode"] == at and "meta_val" in line), None)
     if not is_paper or there is None:
         raise SystemExit(f"{paper_run} is no run of paper on cifar-fs 5-way 5-shot with meta_val at episode {at}")
-    datasets.load("cifar-fs")  # decodes it, should that be the first time on this machine
+    data.load("cifar-fs")  # decodes it, should that be the first time on this machine
 
     field = contenders.field(Task("32x32x3", 5), ("paper",), False, port)
     field = {name: field[name] for name in ("paper fp32", "port") if name in field}

@@ -1,7 +1,8 @@
+"""Benchmarks: the count of operations, and that each command measures and writes everything."""
+
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import flops
-from contenders import Task
-from metalstm.methods import build
-from metalstm.recipes import RunConfig
+from contenders import Task, build
+from metalstm.methods import METHODS, RunConfig
+from metalstm.recipes import with_changes
 from metalstm.table import ROWS
 from reference import meta_lstm_autograd
 from reference.conv4 import Conv4
@@ -26,7 +27,7 @@ def counted(config: RunConfig, order: int) -> int:
     settings = config.settings
     method = build(config)
     weights: dict[str, torch.Tensor] = dict(method.optimizer.named_parameters())
-    learner = Conv4(config.image_shape, config.n_way, settings.filters).float()
+    learner = Conv4(config.image_shape, config.n_way, config.learner_settings.filters).float()
     x, y = torch.rand(config.n_way * config.n_shot, *config.image_shape), torch.arange(config.n_way)
     batches = list(zip(x.split(settings.batch_size), y.repeat(config.n_shot).split(settings.batch_size), strict=True))
     losses = [lambda theta, x=x, y=y: F.cross_entropy(learner.logits(theta, x), y) for x, y in batches]
@@ -43,18 +44,20 @@ def counted(config: RunConfig, order: int) -> int:
 @pytest.mark.parametrize(("shape", "n_shot"), [("16x20x3", 1), ("28x28x1", 2)])
 def test_operations_of_an_episode_are_those_that_torch_counts(shape: str, n_shot: int, order: int):
     config = Task(shape, n_shot, n_way=3, n_query=2).config("paper")
-    settings = replace(config.settings, filters=4, hidden_size=3, epochs=2, batch_size=3, order=order)
-    config = replace(config, settings=settings)
+    config = with_changes(config, {"filters": 4, "hidden_size": 3, "epochs": 2, "batch_size": 3, "order": order})
+    settings = config.settings
     n_steps = settings.epochs * ceil(3 * n_shot / settings.batch_size)
     n_params = len(build(config).theta_0(config.n_way))
     # Products of a matrix and a vector, as the gates are, are none to torch. The first h is zero, without a gradient.
-    hidden = settings.hidden_size
+    hidden = config.optimizer_settings.hidden_size
     expected = flops.training_episode(config)
     expected -= n_params * (n_steps * 3 * 2 * 2 * (hidden + 2) + 2 * 4 * hidden * hidden)
     if order == 1:  # nobody needs the gradient of what enters the LSTM
         expected -= n_params * n_steps * 2 * 4 * hidden * 4
     else:  # torch makes vW' gy for the images too
-        expected += settings.epochs * 3 * n_shot * flops.layers(config.image_shape, 3, settings.filters)[0]
+        expected += (
+            settings.epochs * 3 * n_shot * flops.layers(config.image_shape, 3, config.learner_settings.filters)[0]
+        )
     assert expected == counted(config, order)
 
 
@@ -62,13 +65,13 @@ def test_operations_of_an_episode_are_those_that_torch_counts(shape: str, n_shot
 def test_the_whole_support_set_at_once_is_a_step_an_epoch(n_shot: int):
     whole = Task("16x20x3", n_shot).config("best")
     assert whole.settings.batch_size is None
-    as_many = replace(whole, settings=replace(whole.settings, batch_size=5 * n_shot))
+    as_many = with_changes(whole, {"batch_size": 5 * n_shot})
     assert flops.training_episode(whole) == flops.training_episode(as_many)
 
 
 def test_support_moments_cost_the_convolutions_once_more():
     config = Task("28x28x1", 1).config("paper")
-    with_moments = replace(config, settings=replace(config.settings, train_query_norm="support"))
+    with_moments = with_changes(config, {"train_query_norm": "support"})
     convolutions = flops.layers((1, 28, 28), 5)[:-1]
     more = flops.training_episode(with_moments) - flops.training_episode(config)
     assert more == 5 * (3 * sum(convolutions) - convolutions[0])
@@ -132,10 +135,13 @@ def test_table_hours_measures_every_part_of_every_row(tmp_path: Path):
     assert measured["columns"].keys() == {"5w1s", "5w5s"}
     for column in measured["columns"].values():
         assert column.keys() == {row.name for row in ROWS}
-        for name, parts in column.items():
-            trained = name.startswith(("meta-lstm", "matching-net"))
-            expected = {"train", "validate"} if trained else {"tune"} if name.startswith("finetune") else set()
-            assert parts.keys() == expected | {"test"}
+        for row in ROWS:
+            parts, expected = column[row.name], {"test"}
+            if row.method != "pretrained":  # whose training is counted once, as pre-training
+                expected |= {"train", "validate"} if METHODS[row.method].meta_trained else {"validate"}
+            if row.method == "finetune":
+                expected |= {"tune"}
+            assert parts.keys() == expected
             assert all(seconds > 0 for seconds in parts.values())
     lines = (tmp_path / "README.md").read_text().splitlines()
     assert sum(line.startswith("| ") for line in lines) == 2 + 2 + 2 * len(ROWS) + 1

@@ -232,7 +232,7 @@ def test_each_group_is_trained_at_its_own_rate(meta_sets):
     """The gates learn at `optimizer_lr`, everything else at `lr`, which the first step of Adam shows."""
     config = tiny_config(meta_sets, episodes=1, lr=1e-2, optimizer_lr=1e-4, clip=None)
     method = recipes.build(config)
-    optimizer = loop._outer_optimizer(method, config.training)
+    optimizer = loop.outer_optimizer(method, config.training)
     before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
     for parameter in method.parameters():
         parameter.grad = torch.ones_like(parameter)

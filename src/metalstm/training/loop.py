@@ -67,7 +67,7 @@ def train(
         )
     folder = RunFolder(out, config)
     method = recipes.build(config).to(device)
-    optimizer = _outer_optimizer(method, config.training)
+    optimizer = outer_optimizer(method, config.training)
     # Complain about classes by the images that a user has, before mirror images and rotations are added.
     METHODS[config.method].sampler(meta_sets.splits["meta-train"], config, "cpu")
     val_sampler = EpisodeSampler(
@@ -234,7 +234,7 @@ def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | 
     return seconds
 
 
-def _outer_optimizer(method: Method, settings: TrainingSettings) -> torch.optim.Optimizer:
+def outer_optimizer(method: Method, settings: TrainingSettings) -> torch.optim.Optimizer:
     """The outer optimizer, of every trained parameter, each with the learning rate that the method names for it.
 
     Raises:
