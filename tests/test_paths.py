@@ -110,8 +110,8 @@ def test_blocks_in_bfloat16(compiled_kernels: None, order: int):
 # The whole method.
 
 
-# The recipe `best` is one for the demo's characters and another for photos. Its golden values were taken in meta-training,
-# where there are no mirror images.
+# The recipe `best` is one for the demo's characters and another for photos. The golden values of the latter were taken
+# in training mode, where there were no mirror images.
 RECIPES = {
     "paper": ("paper", "photos", {}),
     "best": ("best", "built in", {}),

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from metalstm import settings
-from metalstm.learners import LEARNERS, Conv4, FixedOnce, FromModule, HeadOnly, Learner, LearnerSettings, Wrapped, set_precision
+from metalstm.learners import (
+    LEARNERS,
+    Conv4,
+    FixedOnce,
+    FromModule,
+    HeadOnly,
+    Learner,
+    LearnerSettings,
+    Wrapped,
+    set_precision,
+)
 from tiny import SHAPE, random
 
 N_WAY, N = 3, 5

@@ -29,7 +29,9 @@ class Counted(Conv4):
 
 def head_only(frozen: bool = True, **settings: Any) -> HeadOnly:
     learner = Counted(**settings)
-    moments = learner.initial_moments() + 0.1 * torch.rand(learner.n_moments, generator=torch.Generator().manual_seed(1))
+    moments = learner.initial_moments() + 0.1 * torch.rand(
+        learner.n_moments, generator=torch.Generator().manual_seed(1)
+    )
     return HeadOnly(learner, learner.init_body(torch.Generator().manual_seed(0)), moments, frozen)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metalstm.learners import FromModule
+from metalstm.learners import FromModule, LearnerSettings
 from metalstm.methods import GradientMethod, InnerLoop
 from metalstm.methods.meta_lstm import MetaLearnerLSTM
 from metalstm.optimizers import SGD, MetaLSTM
@@ -37,11 +37,7 @@ class Net(nn.Module):
 
 def make(frozen: bool = False) -> tuple[FromModule, Any]:
     net = Net().double()
-    torch.set_default_dtype(torch.float64)
-    try:
-        learner = FromModule(net, SHAPE, frozen)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    learner = FromModule(net, SHAPE, frozen)
     net.n_images = net.n_passes = 0
     return learner, net
 
@@ -179,3 +175,27 @@ def test_sgd_on_a_module_is_sgd_on_the_module():
     torch.testing.assert_close(
         adapting.logits(adapted, of.query.x), head(twin(of.query.x).flatten(1)), rtol=1e-10, atol=1e-12
     )
+
+
+def test_a_subclass_is_a_network_whose_weights_the_generator_decides():
+    class Mine(FromModule):
+        @classmethod
+        def network(cls, settings: Any, image_shape: Any) -> nn.Module:
+            return nn.Conv2d(image_shape[0], 2, 8, stride=8)
+
+    def built(seed: int) -> Tensor:
+        learner = Mine.build(LearnerSettings(), SHAPE, torch.Generator().manual_seed(seed))
+        assert isinstance(learner, Mine)
+        assert (learner.n_features, learner.n_body) == (8, 130)
+        return learner.init_body(torch.Generator())
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert torch.equal(built(0), built(0))
+    assert not torch.equal(built(0), built(1))
+    assert torch.equal(torch.get_rng_state(), before), "torch's own generator is left as it was"
+
+
+def test_without_a_network_there_is_nothing_to_build():
+    with pytest.raises(NotImplementedError, match=r"^FromModule has no network: define it, or build the learner from"):
+        FromModule.build(LearnerSettings(), SHAPE, torch.Generator())

@@ -114,8 +114,9 @@ def assert_same_state(method: Method, before: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_recipes_are_allowed_whatever_the_data(name):
     kind = METHODS[name]
-    for recipe, n_shot, *traits in product(recipes.RECIPES, (1, 2, 5, 20), *[(False, True)] * len(fields(Traits))):
-        described = kind.recipe(recipe, Traits(*traits), n_shot)
+    every_trait = [Traits(*values) for values in product((False, True), repeat=len(fields(Traits)))]
+    for recipe, n_shot, traits in product(recipes.RECIPES, (1, 2, 5, 20), every_trait):
+        described = kind.recipe(recipe, traits, n_shot)
         recipes.check(described)
         assert isinstance(described.settings, kind.Settings)
         assert isinstance(described.learner_settings, LEARNERS[described.learner].Settings)
@@ -400,8 +401,8 @@ def test_gates_are_shown_layer_by_layer(method):
 
 def test_meta_batches_come_by_number(run):
     """The same number gives the same batch, in whatever company."""
-    sampler = METHODS[run.method].sampler(images(), run, "cpu")
-    one, other = sampler.batch(range(3, 5)), METHODS[run.method].sampler(images(), run, "cpu")[4]
+    one: Any = METHODS[run.method].sampler(images(), run, "cpu").batch(range(3, 5))
+    other: Any = METHODS[run.method].sampler(images(), run, "cpu")[4]
     parts = [(one.support, other.support), (one.query, other.query)] if isinstance(one, Episode) else [(one, other)]
     for many, single in parts:
         assert torch.equal(many.x[-len(single.x) :], single.x)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from metalstm import recipes
 from metalstm.errors import UserError
+from metalstm.learners import Conv4
 from metalstm.methods import RunConfig, Search, Tuning
 from metalstm.methods.finetune import Finetune
 from metalstm.optimizers import RULES
@@ -75,7 +76,9 @@ def test_it_starts_from_the_network_that_others_start_from():
 
 
 def test_a_rule_that_does_not_exist_is_refused():
-    with pytest.raises(UserError, match=r"^unknown rule 'adem', did you mean 'adam'\? allowed: adadelta, adagrad, adam, "):
+    with pytest.raises(
+        UserError, match=r"^unknown rule 'adem', did you mean 'adam'\? allowed: adadelta, adagrad, adam, "
+    ):
         recipes.build(config("finetune", rules=("sgd", "adem")))
     with pytest.raises(UserError, match=r"^unknown rule 'meta-lstm': allowed: "):
         recipes.build(config("finetune", rules=("meta-lstm",)))
@@ -121,11 +124,15 @@ def test_the_best_rule_is_chosen_with_its_rate_decay_and_steps(head_only):
     assert torch.stack(accuracies).mean().item() == pytest.approx(best["meta_val"])
 
 
-def test_a_search_embeds_each_image_once_if_the_head_alone_is_trained():
+def test_a_search_embeds_each_image_once_if_the_head_alone_is_trained(monkeypatch):
     method = pretrained(config("finetune", head_only=True))
-    learner, seen = method.learner.get_submodule("learner"), []
-    original = learner.features
-    learner.features = lambda theta, x, *rest, **more: (seen.append(x.shape[-4]), original(theta, x, *rest, **more))[1]  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+    seen, original = [], Conv4.features
+
+    def features(self, theta, x, *rest, **more):
+        seen.append(x.shape[-4])
+        return original(self, theta, x, *rest, **more)
+
+    monkeypatch.setattr(Conv4, "features", features)
     method.tune(tuning({}))
     of = episode((1,))
     assert sum(seen) == 3 * (of.support.y.numel() + of.query.y.numel())
@@ -134,7 +141,9 @@ def test_a_search_embeds_each_image_once_if_the_head_alone_is_trained():
 def test_what_is_kept_is_not_searched_again():
     method = pretrained(config("finetune"))
     choice = {"rule": "sgd", "rate": 0.5, "decay": 0.0, "steps": 7, "meta_val": 12.0, "episodes": 3}
-    changes = method.tune(Tuning(lambda number: pytest.fail("searched"), Search(2, 3, (1,)), lambda name, compute: choice))
+    changes = method.tune(
+        Tuning(lambda number: pytest.fail("searched"), Search(2, 3, (1,)), lambda name, compute: choice)
+    )
     assert changes["settings"].epochs == 7
     assert changes["optimizer_settings"] == RULES["sgd"].Settings(0.5, 0.0)
 

@@ -230,7 +230,9 @@ def test_the_scale_of_queries_leaves_the_inner_loop_alone():
     of = tiny.episode()
     adapted = plain.adapt(of.support)
     assert torch.equal(scaled.adapt(of.support)["theta"], adapted["theta"])
-    torch.testing.assert_close(scaled.logits(adapted, of.query.x), 3 * plain.logits(adapted, of.query.x), rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        scaled.logits(adapted, of.query.x), 3 * plain.logits(adapted, of.query.x), rtol=1e-6, atol=0
+    )
 
 
 def test_with_another_number_of_classes_gradients_are_scaled():
@@ -331,4 +333,9 @@ def test_settings_are_those_of_the_paper_for_five_shots():
     loop = InnerLoop()
     assert (loop.epochs, loop.batch_size, loop.norm_momentum, loop.order) == (8, 25, 0.95, 1)
     assert (loop.query_norm, loop.train_query_norm) == ("running", "batch")
-    assert {field.name for field in fields(replace(loop))} >= {"shared_head", "keep_moments", "query_scale", "recompute"}
+    assert {field.name for field in fields(replace(loop))} >= {
+        "shared_head",
+        "keep_moments",
+        "query_scale",
+        "recompute",
+    }

@@ -93,7 +93,12 @@ def test_a_method_is_pre_trained_as_the_network_that_it_starts_from():
     """Same network, without what would harm a classifier; as long as `pretrain` says."""
     run = config("meta-lstm", pretrain=123, minutes=7.0, learner="conv4")
     start = recipes.pretraining(run)
-    assert (start.method, start.optimizer, start.training.episodes, start.training.minutes) == ("pretrained", "", 123, 7.0)
+    assert (start.method, start.optimizer, start.training.episodes, start.training.minutes) == (
+        "pretrained",
+        "",
+        123,
+        7.0,
+    )
     assert start.learner_settings == Conv4.for_pretraining(run.learner_settings)
     assert not start.learner_settings.unit_features
     assert recipes.build(start).network().body.shape == recipes.build(run).network().body.shape

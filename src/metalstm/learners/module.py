@@ -15,8 +15,9 @@ from metalstm.learners.base import Learner, each_task
 class FromModule(Learner):
     """A network of your own, from images to features, with a linear head.
 
-    For an entry of `LEARNERS`, subclass it: `Settings` and `network` are all that it takes. The module always runs in evaluation mode: batch normalization uses the statistics that the module brings, and
-    dropout is off. Give it a normalization that needs no statistics (group norm, say) if it is to learn from nothing.
+    For an entry of `LEARNERS`, subclass it: `Settings` and `network` are all that it takes. The module always runs in
+    evaluation mode: batch normalization uses the statistics that the module brings, and dropout is off. Give it a
+    normalization that needs no statistics (group norm, say) if it is to learn from nothing.
 
     Args:
         module: Maps images (n, channels, height, width) to features (n, ...), which are flattened.
@@ -30,8 +31,9 @@ class FromModule(Learner):
         channels, height, width = image_shape
         self.image_shape, self.frozen = (channels, height, width), frozen
         self.module = module.eval().requires_grad_(False)
+        like = next(module.parameters(), torch.zeros(()))  # for its type and device
         with torch.no_grad():
-            self.n_features = prod(module(torch.zeros(1, *image_shape)).shape[1:])
+            self.n_features = prod(module(like.new_zeros(1, *image_shape)).shape[1:])
         parameters = {} if frozen else dict(module.named_parameters())
         self.shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
 
