@@ -61,7 +61,7 @@ def test_an_episode_depends_on_seed_and_number_alone():
     assert not torch.equal(one[0].support.x, EpisodeSampler(images, 5, 2, 3, seed=2)[0].support.x)
 
 
-def test_episodes_are_the_same_for_ever():
+def test_episodes_are_the_same_forever():
     sampler = EpisodeSampler(numbered([20] * 10), 5, 2, 3, seed=5)
     digest = hashlib.sha256()
     for number in range(20):
@@ -99,7 +99,7 @@ def test_every_class_and_image_gets_its_turn():
         ((5, 1, -1), "--n-query -1: must be at least 0"),
     ],
 )
-def test_what_cannot_be_sampled_is_told_with_numbers(arguments, message):
+def test_what_cannot_be_sampled_is_refused_with_numbers(arguments, message):
     with pytest.raises(UserError) as error:
         EpisodeSampler(numbered([20, 20, 3, 20, 20]), *arguments)
     assert str(error.value) == message
@@ -120,7 +120,7 @@ def test_a_device_takes_only_the_own_images_along():
     assert torch.equal(compact.query.x, here.batch(range(20)).query.x)
 
 
-def test_the_classes_of_an_episode_are_told():
+def test_the_classes_of_an_episode_are_those_of_its_labels():
     sampler = EpisodeSampler(numbered([8] * 9), 4, 2, 3, seed=5)
     for number in range(3):
         support = sampler[number].support

@@ -275,7 +275,7 @@ DIGESTS = {
 }
 
 
-def test_init_is_the_same_for_ever():
+def test_init_is_the_same_forever():
     """What `Conv4` and the head drew when checkpoints and results were made."""
     digests = {}
     for conv_bias, unit_gamma in product((True, False), repeat=2):

@@ -5,7 +5,7 @@ from math import prod, sqrt
 import torch
 import torch.nn.functional as F
 
-from metalstm.learners import Linear, LearnerSettings
+from metalstm.learners import LearnerSettings, Linear
 from tiny import random
 
 SHAPE = (2, 3, 4)

@@ -49,12 +49,12 @@ class Conv4(nn.Sequential):
         return parameters
 
     def logits(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Normalised by the batch's own statistics; gradients flow to theta."""
+        """Normalized by the batch's own statistics; gradients flow to theta."""
         self.train()
         return functional_call(self, self.named(theta), (x,), strict=False)
 
     def running_logits(self, theta: Tensor, x: Tensor) -> Tensor:
-        """Normalised by the running averages that `logits` left in the batch-norms."""
+        """Normalized by the running averages that `logits` left in the batch-norms."""
         self.eval()
         return functional_call(self, self.named(theta), (x,), strict=False)
 
@@ -72,10 +72,10 @@ class Conv4(nn.Sequential):
         return torch.cat(seen)
 
     def fixed_logits(self, theta: Tensor, x: Tensor, moments: Tensor) -> Tensor:
-        """Normalised by given moments; gradients flow to theta and to the moments."""
+        """Normalized by given moments; gradients flow to theta and to the moments."""
         pairs = moments.view(len(self.norms()), 2, -1)
 
-        def normalise(pair: Tensor):
+        def normalize(pair: Tensor):
             mean, var = pair[:, :, None, None]
 
             def hook(layer: nn.Module, args: tuple[Tensor, ...], _output: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class Conv4(nn.Sequential):
 
             return hook
 
-        hooks = [norm.register_forward_hook(normalise(pair)) for norm, pair in zip(self.norms(), pairs, strict=True)]
+        hooks = [norm.register_forward_hook(normalize(pair)) for norm, pair in zip(self.norms(), pairs, strict=True)]
         logits = self.logits(theta, x)
         for hook in hooks:
             hook.remove()

@@ -11,6 +11,7 @@ import helpers
 from helpers import assert_same_tensors, metrics, tiny_config
 from metalstm import checkpoint, recipes
 from metalstm.errors import UserError
+from metalstm.learners import LEARNERS
 from metalstm.methods import METHODS, GradientMethod, MatchingNet, Search, finetune
 from metalstm.methods.pretrained import Pretrained
 from metalstm.training import loop, meta_train_images, step_seconds, train
@@ -309,6 +310,15 @@ def test_a_method_without_a_network_cannot_be_pre_trained(meta_sets, tmp_path):
 
 
 # Methods without meta-training.
+
+
+def test_a_method_that_has_nothing_to_train_is_refused(meta_sets, tmp_path):
+    config = tiny_config(meta_sets, "matching-net")
+    config = replace(config, learner="linear", learner_settings=LEARNERS["linear"].Settings())
+    with pytest.raises(UserError) as error:
+        train(config, meta_sets, tmp_path / "run")
+    assert str(error.value) == "Matching Network has nothing to train with this learner: pass another --learner"
+    assert not (tmp_path / "run").exists()
 
 
 def test_pixels_are_validated_and_kept(meta_sets, tmp_path):
