@@ -8,6 +8,8 @@ import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any
 
 from docutils import nodes
@@ -117,6 +119,32 @@ class Entries(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
+class Modules(SphinxDirective):
+    """`{modules} methods`: the reference of every file of a package, so that a new file is in it by itself."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """A section for each file, `base` first."""
+        package = import_module(f"metalstm.{self.arguments[0]}")
+        names = sorted(
+            (module.name for module in iter_modules(package.__path__)), key=lambda name: (name != "base", name)
+        )
+        lines = [f"## `metalstm.{self.arguments[0]}`", "", *_automodule(package.__name__, "   :no-members:")]
+        own = [name for name, value in vars(package).items() if getattr(value, "__module__", "") == package.__name__]
+        for name in own:
+            if not name.startswith("_"):
+                directive = "autoclass" if inspect.isclass(getattr(package, name)) else "autofunction"
+                lines += ["```{eval-rst}", f".. {directive}:: {package.__name__}.{name}", "```", ""]
+        for name in names:
+            lines += [f"### `{package.__name__}.{name}`", "", *_automodule(f"{package.__name__}.{name}")]
+        return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
+
+
+def _automodule(name: str, *options: str) -> list[str]:
+    return ["```{eval-rst}", f".. automodule:: {name}", *options, "```", ""]
+
+
 def _methods() -> Iterator[str]:
     for name, method in METHODS.items():
         yield from (f"### {name}", "", f"**{method.label}.** {_about(method)}", "")
@@ -207,6 +235,7 @@ def setup(app: Any) -> None:
     app.add_directive("help", Help)
     app.add_directive("differences", Differences)
     app.add_directive("entries", Entries)
+    app.add_directive("modules", Modules)
     app.add_html_math_renderer("mathml", (mathml, None), (mathml, None))
     app.connect("autodoc-process-docstring", code, priority=400)  # before napoleon, which splits lines at colons
     app.connect("autodoc-process-docstring", escape)
