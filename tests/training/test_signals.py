@@ -60,7 +60,9 @@ def test_an_interrupted_run_says_how_to_go_on_and_ends_with_the_same_bits(folder
             continue
         assert process.returncode == 130
         _, meta = checkpoint.load(pieces / "last.safetensors")
-        assert said.splitlines()[-1] == (f"metalstm: saved after episode {meta['episode']}; resume it with --resume")
+        assert said.splitlines()[-1] == (
+            f"metalstm: saved after episode {meta['episode']}; go on with the same command and --resume"
+        )
         assert "Traceback" not in said
         assert meta["episode"] == metrics(pieces)[-1]["episode"] < episodes
     done = metalstm(*command, "--resume", "--out", pieces, cache=cache)
