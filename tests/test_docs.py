@@ -28,8 +28,8 @@ from metalstm.settings import NoSettings
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
-# A block may stand under a comment: "not run: WHY" only parses its commands, "run with: OPTIONS" adds options to them, so
-# that hours become seconds.
+# A block may stand under a comment: "not run: WHY" only parses its commands; "run with: OPTIONS" adds options to them,
+# so that hours become seconds.
 BLOCK = re.compile(
     r"(?:^<!-- (not run|run with): (.*?) -->\n)?^```(python|console)\n(.*?)^```", re.DOTALL | re.MULTILINE
 )
