@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from metalstm import checkpoint, files, recipes
 from metalstm.evaluation import Accuracy, evaluate
@@ -54,8 +54,7 @@ def learned(table: Table) -> Learned | None:
     if row is None or not table.checkpoint(cell := Cell(row, table.main_task)).exists():
         return None
     method, config, _ = checkpoint.load_method(table.checkpoint(cell))
-    assert isinstance(method, GradientMethod)
-    return Learned(method.to(table.device), config, cell)
+    return Learned(cast(GradientMethod, method.to(table.device)), config, cell)  # its optimizer has gates
 
 
 def path(table: Table, name: str) -> Path:
@@ -128,9 +127,7 @@ def at_random(learned: Learned) -> GradientMethod:
 
 def _fresh(learned: Learned) -> GradientMethod:
     """The method as before its training, but with its learned optimizer."""
-    fresh = recipes.build(learned.config)
-    assert isinstance(fresh, GradientMethod)
-    fresh = fresh.to(learned.method.body_0.device).eval()
+    fresh = cast(GradientMethod, recipes.build(learned.config)).to(learned.method.body_0.device).eval()
     return fresh.with_inner_loop(optimizer=learned.method.optimizer)
 
 
