@@ -62,7 +62,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == files
-    assert {"metalstm/py.typed", "metalstm/splits/cifar-fs/meta-test.txt"} <= names
+    assert {"metalstm/py.typed", "metalstm/data/splits/cifar-fs/meta-test.txt"} <= names
 
 
 def test_wheel_says_what_it_is(wheel):

@@ -423,7 +423,7 @@ def test_the_hours_in_the_document_are_those_that_were_measured():
         f"pre-training, {size} | {hours(parts):.2f} | the same" for size, parts in measured["pretraining"].items()
     ]
     comparison = {"all": measured["comparison"]}
-    lines += [f"comparison of the optimisers, ablation | | {hours(comparison):.2f}"]
+    lines += [f"comparison of the optimizers, ablation | | {hours(comparison):.2f}"]
     lines += [
         f"**all** | | **{hours(*one.values(), *five.values(), *measured['pretraining'].values(), comparison):.1f}**"
     ]

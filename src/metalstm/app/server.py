@@ -29,7 +29,7 @@ def serve(learner: Classifier, port: int | None, browser: bool) -> None:
     Raises:
         UserError: The port is taken or not allowed.
     """
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # SIGINT too: a shell may have it ignored in the background
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
     # gradio requests its own page to see whether it is up. That request must not go through a proxy.
