@@ -16,7 +16,6 @@ B = TypeVar("B", Episode, Labeled)
 
 Images = Float[Tensor, "n channels height width"]
 GRAY = (0.299, 0.587, 0.114)  # ITU-R BT.601
-FULL_TURN = 180  # degrees at an affine strength of 1
 
 
 def augmented(batch: B, settings: TrainingSettings) -> B:
@@ -78,7 +77,7 @@ def warp(x: Images, affine: float, elastic: float) -> Images:
     """
     n, _, height, width = x.shape
     random = 2 * torch.rand(7, n, device=x.device) - 1
-    angle = affine * FULL_TURN / 180 * pi * random[0]
+    angle = affine * pi * random[0]
     scale_x, scale_y, shear_x, shear_y = 1 + affine * random[1], 1 + affine * random[2], *(affine * random[3:5])
     turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(n, 2, 2)
     stretch = torch.stack([scale_x, shear_x, shear_y, scale_y], -1).view(n, 2, 2)

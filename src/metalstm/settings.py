@@ -156,9 +156,9 @@ def check_names(kind: type, values: Mapping[Any, Any], complete: bool = True) ->
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    if hint is Any or not is_dataclass(hint):
-        return msgspec.convert(value, hint) if hint is not Any else value
-    return from_dict(hint, value)  # pyright: ignore[reportArgumentType]
+    if is_dataclass(hint):
+        return from_dict(hint, value)  # pyright: ignore[reportArgumentType]
+    return msgspec.convert(value, hint)
 
 
 @cache

@@ -168,6 +168,21 @@ def test_lr_decay_rotations_and_meta_batch_change_the_weights(meta_sets, tmp_pat
             assert not torch.equal(one["method.body_0"], other["method.body_0"])
 
 
+@pytest.mark.parametrize("method", ["meta-lstm", "pretrained"])
+def test_with_momentum_and_random_changes_of_images_a_run_resumes_to_the_same_bits(meta_sets, tmp_path, method):
+    changes = {"outer": "sgd", "weight_decay": 0.01, "crop": 2, "jitter": 0.4, "affine": 0.1, "elastic": 1.0}
+    whole, out, plain = tmp_path / "whole", tmp_path / "run", tmp_path / "plain"
+    train(tiny_config(meta_sets, method, episodes=8, **changes), meta_sets, whole)
+    train(tiny_config(meta_sets, method, episodes=5, **changes), meta_sets, out)
+    train(tiny_config(meta_sets, method, episodes=8, **changes), meta_sets, out, resume=True)
+    assert_same_tensors(whole / "last.safetensors", out / "last.safetensors")
+    for name in changes:
+        rest = {other: value for other, value in changes.items() if other != name}
+        train(tiny_config(meta_sets, method, episodes=8, **rest), meta_sets, plain / name)
+        one, other = (checkpoint.load(run / "best.safetensors")[0] for run in (whole, plain / name))
+        assert any(not torch.equal(one[key], other[key]) for key in one), name
+
+
 def test_a_run_is_trained_on_the_images_and_classes_that_its_settings_add(meta_sets):
     added: tuple[dict[str, Any], ...] = {}, {"mirrors": True}, {"mirrors": True, "rotations": True}
     plain, mirrored, rotated = (meta_train_images(tiny_config(meta_sets, **options), meta_sets) for options in added)

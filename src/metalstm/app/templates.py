@@ -1,17 +1,11 @@
-"""The HTML fragments of the page, as jinja2 templates that escape what they are given."""
+"""The HTML fragments of the page, as templates."""
 
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from metalstm.templates import environment
 
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_templates = environment(Path(__file__).parent)
 
 
 def render(name: str, **values: Any) -> str:

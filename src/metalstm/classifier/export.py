@@ -114,9 +114,11 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings(action="ignore"):
         for logger in loggers:
             logger.setLevel(logging.ERROR)
-        yield
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, before, strict=True):
+                logger.setLevel(level)
 
 
 def _images(classifier: Classifier, n: int) -> Tensor:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,6 @@ from metalstm.errors import UserError
 from metalstm.learners import Learner, LearnerSettings
 from metalstm.optimizers import InnerOptimizer
 from metalstm.settings import Count, NoSettings, TrainingSettings, Traits
-
-M = TypeVar("M", bound="Method")
 
 Adapted = dict[str, Tensor]  # everything that one task, or each of a batch of tasks, taught
 Gates = dict[str, Float[Tensor, "2 n_steps *tasks"]]  # f and the rate i of each layer, over the inner steps

@@ -5,19 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from metalstm.report.blocks import Block, Heading, Strong
 from metalstm.report.figures import png
+from metalstm.templates import environment
 
-_templates = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+_templates = environment(Path(__file__).parent)
 _templates.tests["strong"] = lambda cell: isinstance(cell, Strong)
 
 

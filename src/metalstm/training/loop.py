@@ -224,7 +224,7 @@ def step_seconds(config: RunConfig, meta_sets: MetaSets, device: torch.device | 
         return 0.0
     method = recipes.build(config).to(device)
     sampler = method.sampler(meta_sets.splits["meta-train"], config, device)
-    optimizer = torch.optim.Adam(method.parameters())
+    optimizer = outer_optimizer(method, config.training)
     seconds = 0.0
     for number in range(2):
         start = time.perf_counter()
