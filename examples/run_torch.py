@@ -19,9 +19,25 @@ def read(path, size, channels, fit):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     else:  # a drawing, which gets more paper instead of being cropped
         pixels = np.asarray(image := ImageOps.autocontrast(image))
-        paper = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]))
-        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=int(paper))
+        paper = int(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
+        image = center_ink(image, paper) if fit == "center" else image
+        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=paper)
     return np.asarray(image).reshape(size, size, channels)
+
+
+def center_ink(image, paper):
+    """A drawing with the center of mass of its ink in the middle."""
+    ink = np.abs(np.asarray(image).astype(int) - paper)
+    ink[ink < 64] = 0
+    if not ink.any():
+        return image
+    lines = ink.sum(0), ink.sum(1)
+    middle = [np.average(np.arange(len(line)) + 0.5, weights=line) for line in lines]
+    reach = max(abs(np.flatnonzero(line)[[0, -1]] + (0, 1) - at).max() for line, at in zip(lines, middle, strict=True))
+    side = max(*image.size, int(np.ceil(2 * reach)) + 1)
+    square = Image.new("L", (side, side), paper)
+    square.paste(image, tuple(round(side / 2 - at) for at in middle))
+    return square
 
 
 if len(sys.argv) < 3:

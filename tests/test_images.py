@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from metalstm.data import load
 from metalstm.errors import UserError
@@ -12,6 +12,7 @@ from metalstm.images import (
     LOOK_AT,
     Preprocessing,
     are_drawings,
+    center_ink,
     dark_paper,
     find,
     is_drawing,
@@ -194,6 +195,49 @@ def test_a_sample_decides_whether_many_images_are_drawings(tmp_path):
     assert not show_drawings([tmp_path / "missing.png"])
 
 
+def test_centered_ink():
+    image = letter()
+    gray = ImageOps.autocontrast(image.convert("L"))
+    centered = center_ink(gray)
+    assert centered.size == (max(gray.size),) * 2, "square, and no larger than needed"
+    ink = 255.0 - np.asarray(centered)
+    assert ink.sum() == (255.0 - np.asarray(gray)).sum(), "nothing is cut off"
+    for axis, line in enumerate((ink.sum(0), ink.sum(1))):
+        assert abs(np.average(np.arange(len(line)) + 0.5, weights=line) - centered.size[axis] / 2) <= 0.6
+    again = center_ink(centered)
+    assert (np.asarray(again) == np.asarray(centered)).all()
+
+
+def test_paper_is_added_where_ink_would_be_cut_off():
+    pixels = np.full((40, 40), 255, np.uint8)
+    pixels[:20, :20] = 0  # most of the ink
+    pixels[35:, 35:] = 0
+    centered = np.asarray(center_ink(Image.fromarray(pixels)))
+    assert centered.shape[0] > 40
+    assert (centered == 0).sum() == (pixels == 0).sum()
+
+
+def test_a_blank_drawing_and_uneven_paper():
+    blank = Image.new("L", (30, 20), 255)
+    assert center_ink(blank) is blank
+    pixels = np.full((41, 41), 255, np.uint8)
+    pixels[5:10, 5:10] = 0
+    shadow = pixels.copy()
+    shadow[25:, 25:] -= 50
+    one, other = (np.asarray(center_ink(Image.fromarray(each))) < 128 for each in (pixels, shadow))
+    assert (one == other).all(), "a shadow is no ink"
+    assert one[18:23, 18:23].all()
+
+
+def test_dark_and_light_paper_are_centered_alike():
+    light, dark = (
+        Preprocessing(16, 1, drawing=True, centered=True)(letter(*pair))
+        for pair in (("black", "white"), ("white", "black"))
+    )
+    assert (dark_paper(light) == dark).all()
+    assert (light != DRAWING(letter())).any()
+
+
 def test_dark_paper():
     light, dark = (
         Preprocessing(16, 1, drawing=True)(letter(*pair)) for pair in (("black", "white"), ("white", "black"))
@@ -207,6 +251,7 @@ def test_dark_paper():
 def test_a_drawing_in_a_file_gives_the_pixels_of_the_data_set(data_root, tmp_path):
     import zipfile
 
+    preprocessing = Preprocessing(28, 1, drawing=True, centered=True)
     images = load("omniglot", data_root).splits["meta-test"]
     with zipfile.ZipFile(data_root / "omniglot" / "images_evaluation.zip") as archive:
         for k in (0, 100, 600):
@@ -214,7 +259,7 @@ def test_a_drawing_in_a_file_gives_the_pixels_of_the_data_set(data_root, tmp_pat
             member = min(name for name in archive.namelist() if name.startswith(folder) and name.endswith(".png"))
             path = tmp_path / "x.png"
             path.write_bytes(archive.read(member))
-            assert (255 - Preprocessing(28, 1, drawing=True)(path) == images.images[images.spans[k, 0]]).all()
+            assert (255 - preprocessing(path) == images.images[images.spans[k, 0]]).all()
 
 
 # Names of files

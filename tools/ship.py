@@ -20,7 +20,7 @@ EPISODES = 40  # of each way and shot, to fit on, and as many others to measure 
 def ship(source: Path) -> None:
     """Write a checkpoint with its calibration into the package."""
     method, config, meta = checkpoint.load_method(source, PRECISION)
-    images = data.load(config.data).splits["meta-val"]
+    images = data.load(config.data, traits=config.traits).splits["meta-val"]
     name = f"{config.method}-{config.data}-{config.n_way}w{config.n_shot}s"
     console.print(name)
     calibration = calibrate(method, images, episodes=EPISODES)

@@ -38,7 +38,7 @@ def main() -> None:
     if not isinstance(method, GradientMethod) or not any(True for _ in method.optimizer.parameters()):
         raise UserError(f"{args.checkpoint} has no learned inner optimizer")
     root = os.environ.get("METALSTM_DATA")
-    splits = data.load(config.data, Path(root) if root else None).splits
+    splits = data.load(config.data, Path(root) if root else None, traits=config.traits).splits
     train, test = (
         EpisodeSampler(splits[split], config.n_way, config.n_shot, config.n_query, config.seed)
         for split in ("meta-train", "meta-test")

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 JUDGED = 64  # height and width in pixels of the copy that decides whether an image is a drawing
 LOOK_AT = 20  # images that decide whether many images are drawings
+INK = 64  # gray levels between paper and ink; paper is never quite even
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Preprocessing:
         channels: 3 for RGB, 1 for gray; drawings are always gray.
         drawing: The image is ink on paper. Contrast is stretched, and an image that is not square gets more paper
             instead of being cropped.
+        centered: The ink of a drawing is moved to the middle before the image is resized.
     """
 
     image_size: int
     channels: int
     drawing: bool
+    centered: bool = False
 
     def __call__(self, source: Any, name: str = "the image") -> np.ndarray:
         """The pixels of an image.
@@ -51,6 +55,8 @@ class Preprocessing:
         if not self.drawing:
             return square(image, self.image_size, self.channels)
         image = ImageOps.autocontrast(image.convert("L"))
+        if self.centered:
+            image = center_ink(image)
         size = (self.image_size, self.image_size)
         padded = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color=int(_paper(image)[0]))
         return np.asarray(padded)[..., None]
@@ -116,6 +122,30 @@ def square(image: "Image.Image", size: int, channels: int) -> np.ndarray:
 
     image = image.convert("L" if channels == 1 else "RGB")
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)).reshape(size, size, channels)
+
+
+def center_ink(image: "Image.Image") -> "Image.Image":
+    """A gray drawing on square paper, with the center of mass of its ink in the middle.
+
+    The paper is as large as the longer side of the image, or larger if ink would be cut off. A blank image stays as it
+    is.
+    """
+    from PIL import Image
+
+    paper = int(_paper(image)[0])
+    ink = np.abs(np.asarray(image).astype(int) - paper)
+    ink[ink < INK] = 0
+    if not ink.any():
+        return image
+    across_and_down = ink.sum(0), ink.sum(1)
+    middle = [float(np.average(np.arange(len(line)) + 0.5, weights=line)) for line in across_and_down]
+    ends = [np.flatnonzero(line)[[0, -1]] + (0, 1) for line in across_and_down]
+    reach = max(float(np.abs(end - at).max()) for end, at in zip(ends, middle, strict=True))
+    side = max(*image.size, ceil(2 * reach) + 1)  # 1 more, because the corner is rounded
+    left, top = (round(side / 2 - at) for at in middle)
+    square = Image.new("L", (side, side), paper)
+    square.paste(image, (left, top))
+    return square
 
 
 def is_drawing(image: "Image.Image") -> bool:

@@ -43,6 +43,8 @@ class Traits:
     """An image and its mirror image show the same class."""
     rotations: bool = False
     """An image turned by 90 degrees shows another class."""
+    centered: bool = False
+    """Of drawings: the ink is moved to the middle of the paper before the image is resized."""
     built_in: bool = False
     """Drawn on the spot for the demo, which has minutes: recipes do without pre-training."""
 

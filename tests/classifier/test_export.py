@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from metalstm import checkpoint
 from metalstm.classifier import Classifier, export
 from metalstm.errors import UserError
 from metalstm.methods import METHODS
@@ -15,20 +16,25 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 SHAPES = {"disc 1": [(20, 20), (40, 40)], "disc ü": [(5, 5), (55, 55)]}
 
 
-@pytest.fixture(scope="module", params=["drawings", "photos"])
+@pytest.fixture(scope="module", params=["drawings", "centered drawings", "photos"])
 def fitted(request, tmp_path_factory) -> tuple[Classifier, list[Path]]:
-    """A classifier of shipped checkpoints, and files to try it on."""
+    """A classifier of shipped checkpoints, or of one that takes centered drawings, and files to try it on."""
     folder = tmp_path_factory.mktemp(request.param)
     rng, paths, labels = np.random.RandomState(0), [], []
     for label, box in SHAPES.items():
         for k in range(3):
             noise = rng.randint(0, 255, (60, 70, 3)).astype(np.uint8)
-            image = Image.new("RGB", (70, 60), "white") if request.param == "drawings" else Image.fromarray(noise)
+            image = Image.fromarray(noise) if request.param == "photos" else Image.new("RGB", (70, 60), "white")
             ImageDraw.Draw(image).ellipse([(x + k, y) for x, y in box], outline="black", width=4)
             paths.append(folder / f"{label} {k}.png")
             image.save(paths[-1])
             labels.append(label)
-    return Classifier().fit(paths, labels), paths
+    shipped = None
+    if request.param == "centered drawings":
+        tensors, meta = checkpoint.load(checkpoint.find("meta-lstm-omniglot-5w1s"))
+        meta["config"]["traits"]["centered"] = True
+        checkpoint.save(shipped := folder / "centered.safetensors", tensors, meta)
+    return Classifier(shipped).fit(paths, labels), paths
 
 
 def start(example: str, *words: object) -> subprocess.CompletedProcess[str]:
@@ -62,7 +68,8 @@ def test_onnx_runs_without_this_package(fitted, tmp_path):
     onnx.checker.check_model(model)
     entries = {entry.key: entry.value for entry in model.metadata_props}
     size, channels = classifier.preprocessing.image_size, classifier.preprocessing.channels
-    assert (entries["filter"], entries["fit"]) == ("lanczos", "pad" if channels == 1 else "crop")
+    fit = ("center" if classifier.preprocessing.centered else "pad") if channels == 1 else "crop"
+    assert (entries["filter"], entries["fit"]) == ("lanczos", fit)
     assert [json.loads(entries[name]) for name in ("image_size", "channels", "classes")] == [
         size,
         channels,

@@ -31,16 +31,16 @@ def test_smaller_classes_are_repeated_and_all_are_shuffled(patterns):
     assert support.y.tolist() != other.support.y.tolist()
 
 
-@pytest.mark.parametrize("drawing", [False, True])
+@pytest.mark.parametrize("traits", [Traits(), Traits(drawing=True), Traits(drawing=True, centered=True)])
 @pytest.mark.parametrize("ink", ["black", "white"])
-def test_a_classifier_sees_the_pixels_that_its_meta_learner_was_trained_on(drawings, tmp_path, drawing, ink):
+def test_a_classifier_sees_the_pixels_that_its_meta_learner_was_trained_on(drawings, tmp_path, traits, ink):
     """Of a user's own folder, whether or not the user says that the images are drawings."""
     images, labels = drawings(3, ink=ink, paper="gray" if ink == "white" else "beige")
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         path = tmp_path / "symbols" / label / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.crop((0, 0, 60, 50)).save(path)
-    meta_sets = data.load(f"folder:{tmp_path / 'symbols'}", traits=Traits(drawing=drawing))
+    meta_sets = data.load(f"folder:{tmp_path / 'symbols'}", traits=traits)
     config = helpers.tiny_config(meta_sets, shared_head=True)
     checkpoint.save(
         tmp_path / "best.safetensors",
@@ -58,8 +58,9 @@ def test_a_classifier_sees_the_pixels_that_its_meta_learner_was_trained_on(drawi
 
 @pytest.mark.data
 def test_a_classifier_sees_omniglots_files_as_the_sampler_gives_them(data_root):
-    images = data.load("omniglot", data_root).splits["meta-train"]
     learner = MetaLearner.load("meta-lstm-omniglot-5w1s")
+    traits = recipes.from_dict(learner.meta["config"]).traits
+    images = data.load("omniglot", data_root, traits=traits).splits["meta-train"]
     with zipfile.ZipFile(data_root / "omniglot" / "images_background.zip") as archive:
         for label, (start, stop) in list(zip(images.classes, images.spans, strict=True))[::300]:
             members = sorted(name for name in archive.namelist() if f"/{label}/" in name and name.endswith(".png"))

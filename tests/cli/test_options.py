@@ -43,7 +43,7 @@ def test_every_setting_of_a_method_has_a_docstring(method):
 
 def test_a_kind_says_what_the_images_of_a_folder_show():
     assert traits_of("folder:nowhere", "auto") is None
-    assert traits_of("folder:nowhere", "drawing") == Traits(drawing=True, mirrors=False)
+    assert traits_of("folder:nowhere", "drawing") == Traits(drawing=True, mirrors=False, centered=True)
     assert traits_of("folder:nowhere", "photo") == Traits(drawing=False, mirrors=True)
     assert [kind_of(traits) for traits in KINDS.values()] == list(KINDS)
     assert kind_of(Traits(mirrors=False)) == "auto"

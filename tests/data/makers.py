@@ -43,19 +43,21 @@ def drawing(seed: int) -> Image.Image:
 
 
 def make_omniglot(root: Path, n_background: int = 12, n_evaluation: int = 3, n_images: int = 2) -> Path:
+    """Alphabets of three characters."""
     (root / "omniglot").mkdir(parents=True)
     seed = 0
-    for archive, alphabet, n in (("background", "Abc", n_background), ("evaluation", "Xyz", n_evaluation)):
+    for archive, script, n in (("background", "Abc", n_background), ("evaluation", "Xyz", n_evaluation)):
         with zipfile.ZipFile(root / "omniglot" / f"images_{archive}.zip", "w") as file:
             # Written in reverse order, because the order must not matter.
             for k in reversed(range(n)):
+                alphabet = f"{script}{k // 3}"
                 for image in reversed(range(n_images)):
                     buffer = io.BytesIO()
                     drawing(seed).save(buffer, "png")
                     seed += 1
                     name = f"images_{archive}/{alphabet}/character{k + 1:02}/{k + 1:04}_{image + 1:02}.png"
                     file.writestr(zipfile.ZipInfo(name), buffer.getvalue())  # the same bytes at any time
-            file.writestr(zipfile.ZipInfo(f"__MACOSX/images_{archive}/{alphabet}/._character01.png"), b"no image")
+            file.writestr(zipfile.ZipInfo(f"__MACOSX/images_{archive}/{script}0/._character01.png"), b"no image")
     return root
 
 

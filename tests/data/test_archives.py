@@ -26,7 +26,7 @@ def test_zip_with_a_changed_byte(tmp_path, cache):
     with pytest.raises(UserError) as error:
         load("omniglot", tmp_path)
     assert str(error.value) == (
-        f"{path} is damaged (Bad CRC-32 for file 'images_background/Abc/character12/0012_02.png'): "
+        f"{path} is damaged (Bad CRC-32 for file 'images_background/Abc3/character12/0012_02.png'): "
         "delete it and run 'metalstm data fetch omniglot'"
     )
     assert list(cache.iterdir()) == []

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_describe(tmp_path):
         "fc100": False,
         "mini-imagenet": False,
     }
-    assert records["omniglot"].classes == {"meta-train": 800, "meta-val": 164, "meta-test": 659}
+    assert records["omniglot"].classes == {"meta-train": 803, "meta-val": 161, "meta-test": 659}
     assert records["fc100"].classes == {"meta-train": 60, "meta-val": 20, "meta-test": 20}
     assert records["cifar-fs"].image_shape == (3, 32, 32)
     make_omniglot(tmp_path)
@@ -64,9 +65,14 @@ def test_describe(tmp_path):
 def test_traits_of_a_known_data_set_cannot_be_changed(tmp_path):
     own = DATASETS["omniglot"].traits
     assert find("omniglot", own) is DATASETS["omniglot"]
+    before = replace(own, centered=False)
+    assert find("omniglot", before).traits == before
+    assert DATASETS["omniglot"].traits == own
     with pytest.raises(UserError) as error:
         load("omniglot", tmp_path, traits=Traits())
-    assert str(error.value) == (f"omniglot has {own}, not {Traits()}: leave them out; only folder:DIR can have others")
+    assert str(error.value) == (
+        f"omniglot has {own}, not {Traits()}: leave them out; only a folder:DIR can have others"
+    )
 
 
 def test_find(tmp_path):

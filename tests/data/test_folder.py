@@ -189,7 +189,7 @@ def test_what_the_user_says_goes_before_what_the_images_look_like(tmp_path):
 
 @pytest.mark.parametrize("kind", ["png", "jpg"])
 @pytest.mark.parametrize(("ink", "paper"), [("black", "white"), ("#bbb", "#333")])
-@pytest.mark.parametrize("traits", [None, Traits(drawing=True, mirrors=False)])
+@pytest.mark.parametrize("traits", [None, Traits(drawing=True), Traits(drawing=True, centered=True)])
 def test_training_and_classifier_see_the_same_pixels(tmp_path, traits, ink, paper, kind):
     folder = tmp_path / "letters"
     for k in range(5):
@@ -198,7 +198,8 @@ def test_training_and_classifier_see_the_same_pixels(tmp_path, traits, ink, pape
             letter(100 * k + image, ink, paper).save(folder / f"letter{k}" / f"{image}.{kind}")
     sets = load(f"folder:{folder}", image_size=20, traits=traits)
     channels, size, _ = sets.splits["meta-train"].image_shape
-    preprocessing = Preprocessing(size, channels, sets.traits.drawing)  # as `Classifier` builds it from a checkpoint
+    # As `Classifier` builds it from a checkpoint.
+    preprocessing = Preprocessing(size, channels, sets.traits.drawing, sets.traits.centered)
     for split in SPLITS:
         for label, images in images_of(sets, split).items():
             files = [preprocessing(folder / label / f"{k}.{kind}") for k in range(3)]
@@ -215,6 +216,8 @@ def test_a_folder_of_drawings_read_as_drawings(tmp_path):
     plain, drawn = (load(f"folder:{folder}", traits=traits) for traits in (None, Traits(drawing=True, mirrors=False)))
     assert drawn.splits["meta-train"].image_shape == (1, 32, 32)
     assert drawn.digest != plain.digest
+    centered = load(f"folder:{folder}", traits=Traits(drawing=True, mirrors=False, centered=True))
+    assert centered.digest != drawn.digest
     assert load(f"folder:{folder}").digest == plain.digest  # each has an entry of its own in the cache
     dark = make_letters(tmp_path / "dark", ink="white", paper="black")
     turned = load(f"folder:{dark}", traits=Traits(drawing=True, mirrors=False))

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 
 from metalstm.data import SPLITS, glyph_drawings, load
+from metalstm.images import Preprocessing
 
 from .makers import images_of
 
@@ -15,9 +18,10 @@ def test_glyphs(cache, monkeypatch):
     assert load("glyphs").digest == sets.digest
     assert len(calls) == 1
     assert [sets.splits[split].classes for split in SPLITS] == [("a", "b"), ("d",), ("c",)]
-    np.testing.assert_array_equal(images_of(sets, "meta-train")["a"], images[20:40])
-    np.testing.assert_array_equal(images_of(sets, "meta-train")["b"], images[:20])
-    np.testing.assert_array_equal(images_of(sets, "meta-test")["c"], images[60:])
+    before = load("glyphs", traits=replace(sets.traits, centered=False))
+    for sets_, read in ((before, lambda image: image), (sets, Preprocessing(28, 1, drawing=True, centered=True))):
+        for split, label, rows in (("meta-train", "a", images[20:40]), ("meta-test", "c", images[60:])):
+            np.testing.assert_array_equal(images_of(sets_, split)[label], [read(image) for image in rows])
     monkeypatch.setattr(glyph_drawings, "KEY", "another")
     load("glyphs")
-    assert len(calls) == 2
+    assert len(calls) == 3

@@ -70,7 +70,7 @@ def metadata(classifier: Classifier) -> dict[str, Any]:
         "image_size": preprocessing.image_size,
         "channels": preprocessing.channels,
         "filter": "lanczos",
-        "fit": "pad" if preprocessing.drawing else "crop",
+        "fit": ("center" if preprocessing.centered else "pad") if preprocessing.drawing else "crop",
         "threshold": calibration and calibration["threshold"],
         "meta_learner": classifier.meta["checkpoint"],
         "licence": classifier.meta["config"]["licence"],

@@ -113,7 +113,7 @@ def nearest_shipped(drawings: bool, n_shot: float) -> str:
 def preprocessing(config: RunConfig) -> Preprocessing:
     """What makes of an image the pixels that the meta-learner was trained on."""
     channels, size, _ = config.image_shape
-    return Preprocessing(size, channels, config.traits.drawing)
+    return Preprocessing(size, channels, config.traits.drawing, config.traits.centered)
 
 
 def temperature(calibration: dict[str, Any] | None) -> float:

@@ -64,8 +64,8 @@ class Evaluate(Command):
                 if not recipes.has_setting(config, name):
                     raise UserError(f"{option(name)} {value}: {config.method} has no such setting: leave it out")
             name = self.data or config.data
-            # The images of a folder are read as in training, whatever they look like.
-            traits = config.traits if name.startswith(PREFIX) else None
+            # Images are read as in training, whatever those of a folder look like.
+            traits = config.traits if name == config.data or name.startswith(PREFIX) else None
             meta_sets = data.load(name, self.common.data_root, config.image_shape[1], traits)
         result = evaluate_checkpoint(
             self.checkpoint,

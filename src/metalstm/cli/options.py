@@ -22,7 +22,7 @@ from metalstm.settings import Traits
 C = TypeVar("C", bound=Command)
 
 Kind = Literal["auto", "drawing", "photo"]
-KINDS: dict[Kind, Traits] = {"drawing": Traits(drawing=True, mirrors=False), "photo": Traits()}
+KINDS: dict[Kind, Traits] = {"drawing": Traits(drawing=True, mirrors=False, centered=True), "photo": Traits()}
 
 DATA = f"{', '.join(DATASETS)}; or {PREFIX}DIR for your own images, DIR/<class>/*."
 """Help of `--data`."""

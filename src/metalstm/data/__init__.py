@@ -66,7 +66,8 @@ def find(name: str, traits: Traits | None = None) -> Dataset:
 
     Args:
         name: A name in `DATASETS`, or "folder:DIR" for images `DIR/<class>/*`.
-        traits: What the user says about the images of a folder. None decides by a sample of them.
+        traits: What the user says about the images of a folder, or a checkpoint about those that it was trained on.
+            None: as the data set says, and of a folder a sample of its images.
 
     Raises:
         UserError: The name is unknown, the folder cannot be used, or the traits are not those of the data set.
@@ -76,9 +77,7 @@ def find(name: str, traits: Traits | None = None) -> Dataset:
     if name not in DATASETS:
         raise unknown("data set", name, (*DATASETS, f"{PREFIX}DIR"))
     dataset = DATASETS[name]
-    if traits not in (None, dataset.traits):
-        raise UserError(f"{name} has {dataset.traits}, not {traits}: leave them out; only {PREFIX}DIR can have others")
-    return dataset
+    return dataset if traits is None else dataset.with_traits(traits)
 
 
 def load(
@@ -90,7 +89,7 @@ def load(
         name: A name in `DATASETS`, or "folder:DIR" for images `DIR/<class>/*`.
         data_root: The folder of downloaded files; default `default_data_root()`.
         image_size: Height and width in pixels; default as the data set says, 32 for a folder.
-        traits: What the user says about the images of a folder. None decides by a sample of them.
+        traits: As in `find`.
 
     Raises:
         UserError: The name is unknown, a file is missing or damaged, or the cache cannot be written.

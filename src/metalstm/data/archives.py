@@ -10,18 +10,17 @@ import numpy as np
 from metalstm.data.cache import Decoded
 from metalstm.data.reading import reading
 from metalstm.errors import UserError
-from metalstm.images import square
+from metalstm.images import Preprocessing
 
 
-def decode_zip(path: Path, layout: str, size: int, channels: int, remedy: str) -> Decoded:
+def decode_zip(path: Path, layout: str, preprocessing: Preprocessing, remedy: str) -> Decoded:
     """Read the PNG images of a zip archive, ordered by class and file name.
 
     Args:
         path: The archive.
         layout: Where the images are, for example "cifar100/<class>/*.png". Only its depth is checked: the first folder
             is left out, and the folders between it and the file are the class.
-        size: Height and width of the result in pixels.
-        channels: 3 for RGB, 1 for gray.
+        preprocessing: Makes the pixels of an image.
         remedy: What the user can do if the archive is damaged.
 
     Raises:
@@ -44,7 +43,7 @@ def decode_zip(path: Path, layout: str, size: int, channels: int, remedy: str) -
         with reading(path, remedy), zipfile.ZipFile(path) as archive:
             for _, _, member in entries:
                 with Image.open(io.BytesIO(archive.read(member))) as image:
-                    pixels = square(image, size, channels)
+                    pixels = preprocessing(image)
                 yield pixels
 
     return [label for label, _, _ in entries], images()

@@ -1,5 +1,6 @@
 """What a data set is: images by class in three splits, with everything that is known about them."""
 
+import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -128,6 +129,7 @@ class Dataset(ABC):
         traits: What recipes and preprocessing depend on.
         n_classes: Number of classes in meta-train, meta-val and meta-test.
         tasks: (n_way, n_shot) of each column of its table.
+        earlier: Traits that it had before. Checkpoints with them can still be tested on what they were trained on.
         files: The files that it is read from; none if the images are made on the spot.
     """
 
@@ -137,6 +139,7 @@ class Dataset(ABC):
     traits: Traits
     n_classes: tuple[int, int, int]
     tasks: tuple[tuple[int, int], ...] = ((5, 1), (5, 5))
+    earlier: tuple[Traits, ...] = ()
     files: tuple[File, ...] = ()
 
     @abstractmethod
@@ -150,6 +153,22 @@ class Dataset(ABC):
         Raises:
             UserError: A file is missing or damaged, or the cache cannot be written.
         """
+
+    def with_traits(self, traits: Traits) -> "Dataset":
+        """The data set with these traits.
+
+        Raises:
+            UserError: It never had them.
+        """
+        if traits == self.traits:
+            return self
+        if traits not in self.earlier:
+            raise UserError(
+                f"{self.name} has {self.traits}, not {traits}: leave them out; only a folder:DIR can have others"
+            )
+        before = copy.copy(self)
+        before.traits = traits
+        return before
 
     def fetch(self, root: Path) -> list[Path]:
         """Download the files that are missing or damaged, and check their md5.

@@ -15,7 +15,7 @@ from metalstm.data.cache import Decoded, cached
 from metalstm.data.downloads import File
 from metalstm.data.reading import checksum, read_lines, reading
 from metalstm.errors import UserError
-from metalstm.images import square
+from metalstm.images import Preprocessing, square
 from metalstm.settings import Traits
 
 
@@ -54,7 +54,8 @@ class Cifar100(Dataset):
         if path == tar:
             decode = functools.partial(decode_tar, path, size, self.fetch_again)
         else:
-            decode = functools.partial(decode_zip, path, "cifar100/<class>/*.png", size, 3, self.fetch_again)
+            photo = Preprocessing(size, 3, drawing=False)
+            decode = functools.partial(decode_zip, path, "cifar100/<class>/*.png", photo, self.fetch_again)
         stored = cached("cifar100", checksum(path), (size, size, 3), decode)
         members = class_lists(self.name)
         wanted = {label for labels in members.values() for label in labels}

@@ -24,7 +24,8 @@ class Folder(Dataset):
 
     Images that look like drawings are taken for signs, whose mirror images are not of the same class. They are still
     read as photos are: RGB, the central square, the paper as light as it is. With `Traits(drawing=True)` from the
-    user they are read as `Classifier` reads drawings: gray, contrast stretched, nothing cropped off, dark paper.
+    user they are read as `Classifier` reads drawings: gray, contrast stretched, nothing cropped off, dark paper, and
+    with `centered` the ink in the middle.
 
     Args:
         directory: The folder.
@@ -58,7 +59,8 @@ class Folder(Dataset):
             return [label for label, _ in self._images], self._decoded(size)
 
         shape = (size, size, self.image_shape[0])
-        return self.from_stored([cached("folder", key.hexdigest(), shape, decode)], self._members)
+        content = [key.hexdigest(), "centered"] if self.traits.centered else key.hexdigest()
+        return self.from_stored([cached("folder", content, shape, decode)], self._members)
 
     def fetch(self, root: Path) -> list[Path]:
         """There is nothing to download.
@@ -98,7 +100,7 @@ class Folder(Dataset):
         return (self._read(path, size) for _, path in self._images)
 
     def _read(self, path: Path, size: int) -> np.ndarray:
-        pixels = Preprocessing(size, self.image_shape[0], self.traits.drawing)(path)
+        pixels = Preprocessing(size, self.image_shape[0], self.traits.drawing, self.traits.centered)(path)
         return dark_paper(pixels) if self.traits.drawing else pixels
 
 
