@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,56 @@ def test_episodes_are_the_same_forever():
             digest.update((tensor * 255).round().byte().numpy().tobytes())
         digest.update(episode.support.y.numpy().astype("<i8").tobytes())
     assert digest.hexdigest() == "9fb0ebd7f2abf8a52c0b3242c5da25089c8284a60a19f84885c87d096fec1e4e"
+
+
+def grouped() -> ImagesByClass:
+    """Groups of 3, 5 and 6 classes, each class with 8 images, the groups' classes mixed."""
+    groups = [name for k in range(6) for name, n in (("a", 3), ("b", 5), ("c", 6)) if k < n]
+    return replace(numbered([8] * len(groups)), name="meta-val", groups=tuple(groups))
+
+
+def test_the_classes_of_an_episode_are_of_one_group():
+    images = grouped()
+    sampler = EpisodeSampler(images, 5, 1, 2, within_group=True)
+    groups = [{images.groups[k] for k in sampler.classes(number)} for number in range(50)]
+    assert all(len(own) == 1 for own in groups)
+    assert set().union(*groups) == {"b", "c"}, "all that have 5 classes"
+    assert len({tuple(sorted(sampler.classes(number))) for number in range(50)}) == 7, "all choices, 1 + 6"
+    episode = sampler[3]
+    shown = (episode.query.x[0, :, 0, 0, 0] * 255).round().int().unique().tolist()
+    assert shown == sorted(sampler.classes(3))
+    mixed = EpisodeSampler(images, 5, 1, 2)
+    plain = EpisodeSampler(replace(images, groups=()), 5, 1, 2)
+    assert torch.equal(mixed[3].support.x, plain[3].support.x), "groups change nothing by themselves"
+
+
+def test_episodes_within_groups_are_the_same_forever():
+    sampler = EpisodeSampler(grouped(), 4, 1, 2, seed=5, within_group=True)
+    assert [sampler.classes(number) for number in range(3)] == [[4, 9, 11, 1], [2, 12, 13, 5], [5, 12, 8, 13]]
+
+
+def test_a_query_is_not_by_the_hand_that_drew_the_support_images_of_its_class():
+    """Image k of a class is by drawer k, in Omniglot."""
+    episode = EpisodeSampler(grouped(), 5, 3, 5, within_group=True)[0]
+    for label in range(5):
+        support, query = (
+            set((part.x[part.y == label][:, 0, 0, 1] * 255).round().int().tolist())
+            for part in (episode.support, episode.query)
+        )
+        assert (len(support), len(query)) == (3, 5)
+        assert not support & query
+
+
+def test_groups_that_are_missing_or_too_small():
+    with pytest.raises(UserError) as error:
+        EpisodeSampler(numbered([8] * 6), 5, 1, 2, within_group=True)
+    assert str(error.value) == "--within-group: the classes of the set have no groups: leave it out"
+    with pytest.raises(UserError) as error:
+        EpisodeSampler(grouped(), 7, 1, 2, within_group=True)
+    assert str(error.value) == (
+        "7-way episodes within a group need 7 classes in it, but the largest of meta-val has 6: pass --n-way 6, or "
+        "leave out --within-group"
+    )
 
 
 def test_support_is_shuffled():

@@ -130,6 +130,8 @@ def test_a_result_says_what_was_tested_and_how(meta_sets, path):
         "n_way": 2,
         "n_shot": 1,
         "n_query": 3,
+        "within_group": False,
+        "data_digest": meta_sets.digest,
         "episodes": 4,
         "accuracy": accuracy.mean,
         "ci95": accuracy.ci95,
@@ -143,6 +145,15 @@ def test_a_result_says_what_was_tested_and_how(meta_sets, path):
         "per_episode": accuracy.per_episode,
     }
     assert json.loads(json.dumps(result)) == result
+
+
+def test_within_a_group(meta_sets, path):
+    whole = meta_sets.splits["meta-test"]  # 3 classes
+    grouped = replace(meta_sets, splits={"meta-test": replace(whole, groups=("one", "two", "two"))})
+    result = evaluate_checkpoint(path, grouped, "meta-test", n_query=3, episodes=4, within_group=True)
+    sampler = EpisodeSampler(grouped.splits["meta-test"], 2, 1, 3, within_group=True)
+    expected = evaluate(checkpoint.load_method(path)[0], sampler, 4)
+    assert (result["within_group"], result["per_episode"]) == (True, expected.per_episode)
 
 
 def test_queries_normalized_by_their_own_batch_are_called_transductive(meta_sets, path):

@@ -50,6 +50,9 @@ class EpisodeSampler:
     It is the same on every machine, in any order and in any number of processes. Classes are drawn without
     replacement, and so are the images of a class. The support set is shuffled; queries are ordered by class.
 
+    Where each image of a class is drawn by another person, as in Omniglot and the glyphs, no query is therefore by the
+    hand that drew the support images of its class.
+
     Args:
         images: The meta-set.
         n_way: Classes per episode.
@@ -57,9 +60,10 @@ class EpisodeSampler:
         n_query: Query images per class; 15 in the paper.
         seed: Another seed gives other episodes.
         device: Where episodes are made. A device other than the CPU gets one copy of the meta-set, in bytes.
+        within_group: Draw a group that has enough classes, then the classes from it alone.
 
     Raises:
-        UserError: There are too few classes, or too few images in one of them.
+        UserError: There are too few classes, all together or in each group, or too few images in one of them.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class EpisodeSampler:
         n_query: int = 15,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        within_group: bool = False,
     ):
         for name, value, least in (("--n-way", n_way, 2), ("--n-shot", n_shot, 1), ("--n-query", n_query, 0)):
             if value < least:
@@ -91,6 +96,7 @@ class EpisodeSampler:
         self.pixels = _Pixels(images, device)
         self.images, self.device = self.pixels.images, self.pixels.device
         self.n_way, self.n_shot, self.n_query, self.seed = n_way, n_shot, n_query, seed
+        self.within_group, self._groups = within_group, _groups(images, n_way) if within_group else []
 
     def __getitem__(self, index: int) -> Episode:
         """Episode number `index`."""
@@ -113,7 +119,8 @@ class EpisodeSampler:
     def _classes(self, index: int) -> tuple[np.random.RandomState, np.ndarray]:
         # The stream of RandomState never changes; that of newer generators may.
         rng = np.random.RandomState([self.seed, index])
-        return rng, rng.choice(len(self.images.classes), self.n_way, replace=False)
+        among = self._groups[rng.randint(len(self._groups))] if self.within_group else len(self.images.classes)
+        return rng, rng.choice(among, self.n_way, replace=False)
 
     def _draw(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of the support images, their labels, and rows of the query images."""
@@ -124,6 +131,25 @@ class EpisodeSampler:
         order = rng.permutation(self.n_way * self.n_shot)
         labels = np.repeat(np.arange(self.n_way), self.n_shot)
         return rows[:, : self.n_shot].reshape(-1)[order], labels[order], rows[:, self.n_shot :].reshape(-1)
+
+
+def _groups(images: ImagesByClass, n_way: int) -> list[np.ndarray]:
+    """The numbers of the classes of each group that has enough of them.
+
+    Raises:
+        UserError: There is no such group.
+    """
+    if not images.groups:
+        raise UserError(f"--within-group: the classes of {images.name} have no groups: leave it out")
+    groups = [np.flatnonzero(np.array(images.groups) == name) for name in sorted(set(images.groups))]
+    large = [group for group in groups if len(group) >= n_way]
+    if not large:
+        has = max(map(len, groups))
+        raise UserError(
+            f"{n_way}-way episodes within a group need {n_way} classes in it, but the largest of {images.name} has "
+            f"{has}: pass --n-way {has}, or leave out --within-group"
+        )
+    return large
 
 
 class BatchSampler:

@@ -118,6 +118,7 @@ def evaluate_checkpoint(
     seed: int = 0,
     changes: dict[str, Any] | None = None,
     device: torch.device | str = "cpu",
+    within_group: bool = False,
 ) -> dict[str, Any]:
     """Test a checkpoint by the protocol.
 
@@ -132,6 +133,7 @@ def evaluate_checkpoint(
         seed: Of the episodes.
         changes: Settings to be other than the checkpoint's, by name: `query_norm`, `precision` ...
         device: Where to compute.
+        within_group: Draw all classes of an episode from one group.
 
     Returns:
         Everything that `metalstm evaluate --json` writes: plain values, accuracies in percent.
@@ -152,7 +154,7 @@ def evaluate_checkpoint(
             )
         n_way = config.n_way if n_way is None else n_way
         n_shot = config.n_shot if n_shot is None else n_shot
-        sampler = EpisodeSampler(meta_sets.splits[split], n_way, n_shot, n_query, seed, device)
+        sampler = EpisodeSampler(meta_sets.splits[split], n_way, n_shot, n_query, seed, device, within_group)
         method.check_way(n_way)
     precision = config.learner_settings.precision
     query_norm = getattr(config.settings, "query_norm", None)
@@ -160,6 +162,7 @@ def evaluate_checkpoint(
     start = time.perf_counter()
     accuracy = evaluate(method.to(device), sampler, episodes, f"evaluating on {split}")
     return measured(config.method, config.data, split, sampler, accuracy) | {
+        "data_digest": meta_sets.digest,
         "query_norm": query_norm,
         "precision": precision,
         "transductive": query_norm == "batch",
@@ -179,6 +182,7 @@ def measured(method: str, data: str, split: str, sampler: EpisodeSampler, accura
         "n_way": sampler.n_way,
         "n_shot": sampler.n_shot,
         "n_query": sampler.n_query,
+        "within_group": sampler.within_group,
         "episodes": len(accuracy.per_episode),
         "accuracy": accuracy.mean,
         "ci95": accuracy.ci95,

@@ -110,6 +110,7 @@ def pretraining(config: RunConfig) -> RunConfig:
             minutes=own.minutes,
             rotations=own.rotations,
             mirrors=own.mirrors,
+            within_group=own.within_group,
         ),
     )
 

@@ -86,6 +86,8 @@ class TrainingSettings:
     shears by up to 10 %, and shifts by up to 5 % of the side."""
     elastic: NotNegative = 0.0
     """Train on images that are bent at random by up to about this many pixels."""
+    within_group: bool = False
+    """Draw all classes of an episode from one group of classes, an alphabet for example; in validation too."""
     val_every: Count = 1000
     """Episodes between two validations."""
     val_episodes: Annotated[int, Meta(ge=2)] = 100

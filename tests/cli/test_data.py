@@ -6,6 +6,7 @@ def test_data_lists_what_there_is(commands, tmp_path):
     assert status == 0
     for name in ("glyphs", "omniglot", "cifar-fs", "fc100", "mini-imagenet", "folder:DIR"):
         assert re.search(rf"\b{name}\b", out), name
+    assert "alphabets" in out
 
 
 def test_data_check_reports_the_state_of_every_file(commands, tmp_path):
@@ -15,7 +16,9 @@ def test_data_check_reports_the_state_of_every_file(commands, tmp_path):
         f"missing\t{tmp_path / 'omniglot' / name}" for name in ("images_background.zip", "images_evaluation.zip")
     ]
     status, _, err = commands("data", "check", "glyphs")  # at the default place; no files
-    assert (status, err) == (0, "")
+    assert status == 0
+    groups = "13 scripts in meta-train, 2 scripts in meta-val, 8 scripts in meta-test"
+    assert err == f"groups of classes, for --within-group: {groups}\n"
 
 
 def test_data_check_reads_the_images_of_a_folder(commands, folder):

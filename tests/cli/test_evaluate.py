@@ -13,8 +13,9 @@ from helpers import flags, metalstm
 from metalstm import checkpoint
 
 KEYS = {
-    "method", "data", "split", "n_way", "n_shot", "n_query", "episodes", "accuracy", "ci95", "seed", "query_norm",
-    "precision", "transductive", "recipe", "changes", "checkpoint_sha256", "seconds", "per_episode",
+    "method", "data", "split", "n_way", "n_shot", "n_query", "within_group", "episodes", "accuracy", "ci95", "seed",
+    "data_digest", "query_norm", "precision", "transductive", "recipe", "changes", "checkpoint_sha256", "seconds",
+    "per_episode",
 }  # fmt: skip
 
 
@@ -39,6 +40,8 @@ def test_evaluate_gives_its_json_on_stdout_and_all_else_on_stderr(run, folder, c
         "n_way": 2,
         "n_shot": 1,
         "n_query": 3,
+        "within_group": False,
+        "data_digest": checkpoint.load(run / "best.safetensors")[1]["config"]["data_digest"],
         "episodes": 6,
         "seed": 0,
         "precision": "fp32",
@@ -119,6 +122,7 @@ REFUSED = {
         flags(n_way=4),
         "4-way episodes need 4 classes, but meta-test has 3: add 1, or pass",
     ),
+    "groups": (flags(within_group=True), "--within-group: the classes of meta-test have no groups: leave it out"),
     "no class": (flags(n_way=0), "--n-way 0: must be at least 2"),
     "no shot": (flags(n_shot=0), "--n-shot 0: must be at least 1"),
     "no query": (flags(n_query=0), "--n-query 0: must be at least 1"),

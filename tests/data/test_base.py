@@ -11,7 +11,7 @@ from .makers import images_of, make_folder
 
 def toy() -> ImagesByClass:
     images = np.arange(5 * 2 * 2, dtype=np.uint8).reshape(5, 2, 2, 1)
-    return ImagesByClass(images, ("a", "b"), np.array([[0, 2], [2, 5]]))
+    return ImagesByClass(images, ("a", "b"), np.array([[0, 2], [2, 5]]), groups=("first", "second"))
 
 
 def test_image_shape_has_channels_first():
@@ -57,6 +57,14 @@ def test_compact_holds_the_own_images_only():
     assert part.spans.tolist() == [[0, 3]]
     assert not part.images.flags.writeable
     np.testing.assert_array_equal(part.images, toy().images[2:5])
+
+
+def test_groups_stay_with_their_classes():
+    part = toy().subset(["b"])
+    assert part.groups == part.compact().groups == part.mirrored().groups == ("second",)
+    assert toy().rotated().groups[:4] == ("first", "second", "first@90", "second@90")
+    without = ImagesByClass(toy().images, ("a", "b"), toy().spans)
+    assert without.subset(["b"]).groups == without.rotated().groups == ()
 
 
 def test_a_permutation_that_is_always_the_same():

@@ -2,13 +2,14 @@ import functools
 import os
 import pickle
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from metalstm.data import DATASETS, SPLITS, check, load
-from metalstm.data.cifar import class_lists, unpickle
+from metalstm.data.cifar import class_lists, superclasses, unpickle
 from metalstm.errors import UserError
 from metalstm.settings import Traits
 
@@ -175,3 +176,13 @@ def test_real_images_have_the_published_mean(real_data):
     images = load("cifar-fs", real_data).splits["meta-train"].images  # all 60,000: the classes share one array
     # The published mean is that of the 50,000 training images.
     np.testing.assert_allclose(images.mean((0, 1, 2)) / 255, [0.5071, 0.4865, 0.4409], atol=2e-3)
+
+
+def test_superclasses():
+    """CIFAR-100 has 20 superclasses of 5 classes; FC100 splits none of them."""
+    assert sorted(superclasses()) == CIFAR_CLASSES
+    assert set(Counter(superclasses().values()).values()) == {5}
+    assert superclasses()["shrew"] == "small_mammals"
+    for split, labels in class_lists("fc100").items():
+        groups = Counter(map(superclasses().__getitem__, labels))
+        assert set(groups.values()) == {5}, split

@@ -85,7 +85,8 @@ def test_without_its_files_it_says_what_to_do(name, dataset, tmp_path):
 def test_it_loads_as_it_says(name, loadable):
     sets = data.load(name, REAL)
     assert isinstance(sets, MetaSets)
-    assert (sets.name, sets.traits, sets.tasks) == (name, loadable.traits, loadable.tasks)
+    assert (sets.name, sets.traits) == (name, loadable.traits)
+    assert (sets.tasks, sets.group_tasks) == (loadable.tasks, loadable.group_tasks)
     assert sets.licence.startswith(loadable.licence)
     assert list(sets.splits) == list(SPLITS)
     for split, n_classes in zip(SPLITS, loadable.n_classes, strict=True):
@@ -97,11 +98,16 @@ def test_it_loads_as_it_says(name, loadable):
         assert part.images.dtype == np.uint8
         assert not part.images.flags.writeable
         assert (np.diff(part.spans) > 0).all()
+        assert len(part.groups) == (len(part.classes) if loadable.groups else 0)
+    assert tuple(len(set(part.groups)) for part in sets.splits.values()) == loadable.n_groups
     names = [label for part in sets.splits.values() for label in part.classes]
     assert len(set(names)) == len(names), "no class is in two splits"
     for n_way, n_shot in sets.tasks:
         for part in sets.splits.values():
             EpisodeSampler(part, n_way, n_shot)
+    for n_way, n_shot in sets.group_tasks:
+        for part in sets.splits.values():
+            EpisodeSampler(part, n_way, n_shot, within_group=True)
 
 
 @pytest.mark.slow

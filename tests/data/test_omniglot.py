@@ -16,7 +16,7 @@ def test_omniglot(tmp_path):
     sets = load("omniglot", make_omniglot(tmp_path))
     assert sets.name == "omniglot"
     assert sets.traits == Traits(drawing=True, mirrors=False, rotations=True, centered=True)
-    assert sets.tasks == ((5, 1), (5, 5), (20, 1))
+    assert (sets.tasks, sets.group_tasks) == (((5, 1), (5, 5), (20, 1)), ((20, 1),))
     assert sets.licence == "MIT, Copyright (c) 2015 Brenden Lake"
     assert {split: len(part.classes) for split, part in sets.splits.items()} == {
         "meta-train": 9,
@@ -40,9 +40,7 @@ def test_omniglot(tmp_path):
 
 def test_meta_val_is_whole_alphabets(tmp_path):
     sets = load("omniglot", make_omniglot(tmp_path, n_background=30))
-    train, val = (
-        {name.partition("/")[0] for name in sets.splits[split].classes} for split in ("meta-train", "meta-val")
-    )
+    train, val = (set(sets.splits[split].groups) for split in ("meta-train", "meta-val"))
     assert (len(train), len(val)) == (8, 2)
     assert not train & val
     with pytest.raises(UserError) as error:

@@ -11,6 +11,7 @@ import helpers
 from helpers import assert_same_tensors, metrics, tiny_config
 from metalstm import checkpoint, recipes
 from metalstm.errors import UserError
+from metalstm.evaluation import evaluate
 from metalstm.learners import LEARNERS
 from metalstm.methods import METHODS, GradientMethod, MatchingNet, Search, finetune
 from metalstm.methods.pretrained import Pretrained
@@ -334,6 +335,23 @@ def test_a_method_that_has_nothing_to_train_is_refused(meta_sets, tmp_path):
         train(config, meta_sets, tmp_path / "run")
     assert str(error.value) == "Matching Network has nothing to train with this learner: pass another --learner"
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_within_groups_trains_and_validates_within_groups(meta_sets, tmp_path):
+    config = tiny_config(meta_sets, "pixels", episodes=0, within_group=True, val_episodes=5)
+    with pytest.raises(UserError, match=r"^--within-group: the classes of meta-train have no groups: leave it out$"):
+        train(config, meta_sets, tmp_path / "run")
+    splits = {
+        split: replace(images, groups=("one", *["two"] * (len(images.classes) - 1)))
+        for split, images in meta_sets.splits.items()
+    }
+    train(config, replace(meta_sets, splits=splits), tmp_path / "run")
+    task = config.n_way, config.n_shot, config.n_query
+    own = loop.EpisodeSampler(splits["meta-val"], *task, config.seed, within_group=True)
+    expected = evaluate(recipes.build(config), own, 5).mean
+    assert checkpoint.load(tmp_path / "run" / "best.safetensors")[1]["meta_val"] == expected
+    sampler = METHODS["meta-lstm"].sampler(splits["meta-train"], config, "cpu")
+    assert all(0 not in sampler.classes(number) for number in range(20)), "one has 1 class, and an episode 2"
 
 
 def test_pixels_are_validated_and_kept(meta_sets, tmp_path):

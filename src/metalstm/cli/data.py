@@ -14,7 +14,7 @@ import tyro
 from metalstm import data
 from metalstm.cli.common import Command, Common, Options
 from metalstm.cli.options import DATA, parse
-from metalstm.console import results
+from metalstm.console import console, results
 from metalstm.data.folder import PREFIX
 from metalstm.errors import UserError, unknown
 
@@ -48,11 +48,19 @@ class Data(Command):
         from rich import box
         from rich.table import Column, Table
 
-        table = Table(Column("name", no_wrap=True), "images", *data.SPLITS, "here", "license", box=box.SIMPLE_HEAD)
+        table = Table(
+            Column("name", no_wrap=True),
+            "images",
+            *data.SPLITS,
+            Column("groups", no_wrap=True),
+            "here",
+            "license",
+            box=box.SIMPLE_HEAD,
+        )
         for each in data.describe(self.common.data_root):
             counts = [str(each.classes[split]) for split in data.SPLITS]
             shape = "x".join(map(str, each.image_shape))
-            table.add_row(each.name, shape, *counts, "yes" if each.present else "no", each.licence)
+            table.add_row(each.name, shape, *counts, each.groups, "yes" if each.present else "no", each.licence)
         results().print(table)
         results().print(f"{PREFIX}DIR  your own images as DIR/<class>/*")
 
@@ -63,6 +71,11 @@ class Data(Command):
         wrong = sum(state not in ("original", "rebuilt") for _, state in files)
         if wrong:
             raise UserError(f"{wrong} of {len(files)} files are not as released: metalstm data fetch {self.name}")
+        dataset = data.find(self.name)
+        if dataset.groups:
+            counts = zip(dataset.n_groups, data.SPLITS, strict=True)
+            shown = ", ".join(f"{n} {dataset.groups} in {split}" for n, split in counts)
+            console.print(f"groups of classes, for --within-group: {shown}", soft_wrap=True)
 
 
 def command(words: Sequence[str]) -> Data:

@@ -41,6 +41,8 @@ class Evaluate(Command):
     """Query images of a class."""
     episodes: Annotated[int, Meta(ge=2)] = 600
     """Episodes to test on."""
+    within_group: bool = False
+    """Draw all classes of an episode from one group: an alphabet, a superclass or a script. See metalstm data list."""
     query_norm: QueryNorm | None = None
     """Another normalization of queries than the checkpoint's; `batch` is transductive."""
     precision: Precision | None = None
@@ -78,13 +80,15 @@ class Evaluate(Command):
             self.common.seed,
             changes,
             device,
+            self.within_group,
         )
         if distributed.rank() > 0:
             return
         if self.json == "-":
             print(json.dumps(result))  # noqa: T201
             return
-        task = f"{self.split} {result['n_way']}-way {result['n_shot']}-shot, {self.episodes} episodes"
+        within = " within a group" if self.within_group else ""
+        task = f"{self.split} {result['n_way']}-way {result['n_shot']}-shot{within}, {self.episodes} episodes"
         accuracy = f"{result['accuracy']:.2f} +- {result['ci95']:.2f} %"
         label = " (transductive)" if result["transductive"] else ""
         print(f"{config.data} {task}: {accuracy}{label}")  # noqa: T201

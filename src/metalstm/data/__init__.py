@@ -36,8 +36,8 @@ __all__ = [
 DATASETS: dict[str, Dataset] = {
     "glyphs": Glyphs(),
     "omniglot": Omniglot(),
-    "cifar-fs": Cifar100("cifar-fs", (64, 16, 20)),
-    "fc100": Cifar100("fc100", (60, 20, 20)),
+    "cifar-fs": Cifar100("cifar-fs", (64, 16, 20), (20, 11, 13)),
+    "fc100": Cifar100("fc100", (60, 20, 20), (12, 4, 4)),
     "mini-imagenet": MiniImageNet(),
 }
 
@@ -52,6 +52,7 @@ class Description:
         classes: Number of classes of each split.
         present: Whether it can be loaded without a download.
         licence: License or terms of the images.
+        groups: What the groups of its classes are, for example "alphabets"; empty if there are none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Description:
     classes: dict[str, int]
     present: bool
     licence: str
+    groups: str
 
 
 def find(name: str, traits: Traits | None = None) -> Dataset:
@@ -146,6 +148,7 @@ def describe(data_root: Path | None = None) -> list[Description]:
             dict(zip(SPLITS, dataset.n_classes, strict=True)),
             dataset.is_here(root),
             dataset.licence,
+            dataset.groups,
         )
         for name, dataset in DATASETS.items()
     ]

@@ -31,12 +31,14 @@ class ImagesByClass:
         classes: The class names.
         spans: int64 (n_classes, 2): class k is `images[spans[k, 0]:spans[k, 1]]`.
         name: What messages call it, for example "meta-val".
+        groups: The group of each class, for example an alphabet; none if the classes have no groups.
     """
 
     images: np.ndarray
     classes: tuple[str, ...]
     spans: np.ndarray
     name: str = "the set"
+    groups: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -57,29 +59,34 @@ class ImagesByClass:
         for name in sorted(wanted.difference(self.classes)):
             raise unknown("class", name, self.classes)
         keep = [k for k, name in enumerate(self.classes) if name in wanted]
-        return ImagesByClass(self.images, tuple(self.classes[k] for k in keep), self.spans[keep], self.name)
+        classes, groups = (tuple(each[k] for k in keep if each) for each in (self.classes, self.groups))
+        return ImagesByClass(self.images, classes, self.spans[keep], self.name, groups)
 
     def compact(self) -> "ImagesByClass":
         """A copy in memory that holds the images of these classes and no others."""
         images = np.concatenate([self.images[start:stop] for start, stop in self.spans])
-        return _read_only(images, self.classes, self._counts(), self.name)
+        return _read_only(images, self.classes, self._counts(), self.name, self.groups)
 
     def rotated(self) -> "ImagesByClass":
         """Four times the classes: turned by 0, 90, 180 and 270 degrees, each a class of its own ("name@90").
 
-        Images must be square. The copy is in memory and takes four times the bytes of this set's own classes.
+        Groups are turned with their classes. Images must be square. The copy is in memory and takes four times the
+        bytes of this set's own classes.
         """
         own = self.compact()
         images = np.concatenate([np.rot90(own.images, turns, axes=(1, 2)) for turns in range(4)])
-        names = [f"{name}@{90 * turns}" if turns else name for turns in range(4) for name in self.classes]
-        return _read_only(images, names, 4 * self._counts(), self.name)
+        classes, groups = (
+            [f"{name}@{90 * turns}" if turns else name for turns in range(4) for name in names]
+            for names in (self.classes, self.groups)
+        )
+        return _read_only(images, classes, 4 * self._counts(), self.name, groups)
 
     def mirrored(self) -> "ImagesByClass":
         """Twice the images: those of each class, then their mirror images. The copy is in memory."""
         own = self.compact()
         parts = [(own.images[start:stop], own.images[start:stop, :, ::-1]) for start, stop in own.spans]
         images = np.concatenate([part for both in parts for part in both])
-        return _read_only(images, self.classes, [2 * count for count in self._counts()], self.name)
+        return _read_only(images, self.classes, [2 * count for count in self._counts()], self.name, self.groups)
 
     def _counts(self) -> list[int]:
         """The number of images of each class."""
@@ -97,6 +104,7 @@ class MetaSets:
         digest: sha256 (hex) of class names, split membership and pixels; the same from a zip, a tar or a folder.
         traits: What recipes and preprocessing depend on.
         tasks: (n_way, n_shot) of each column of the table of this data set.
+        group_tasks: The same of further columns, in which all classes of an episode are of one group.
     """
 
     name: str
@@ -105,6 +113,7 @@ class MetaSets:
     digest: str
     traits: Traits = field(default_factory=Traits)
     tasks: tuple[tuple[int, int], ...] = ((5, 1), (5, 5))
+    group_tasks: tuple[tuple[int, int], ...] = ()
 
     @property
     def short_name(self) -> str:
@@ -129,6 +138,9 @@ class Dataset(ABC):
         traits: What recipes and preprocessing depend on.
         n_classes: Number of classes in meta-train, meta-val and meta-test.
         tasks: (n_way, n_shot) of each column of its table.
+        groups: What the groups of its classes are, for example "alphabets"; empty if there are none.
+        n_groups: Number of groups in meta-train, meta-val and meta-test.
+        group_tasks: (n_way, n_shot) of further columns, in which all classes of an episode are of one group.
         earlier: Traits that it had before. Checkpoints with them can still be tested on what they were trained on.
         files: The files that it is read from; none if the images are made on the spot.
     """
@@ -139,6 +151,9 @@ class Dataset(ABC):
     traits: Traits
     n_classes: tuple[int, int, int]
     tasks: tuple[tuple[int, int], ...] = ((5, 1), (5, 5))
+    groups: str = ""
+    n_groups: tuple[int, int, int] = (0, 0, 0)
+    group_tasks: tuple[tuple[int, int], ...] = ()
     earlier: tuple[Traits, ...] = ()
     files: tuple[File, ...] = ()
 
@@ -153,6 +168,10 @@ class Dataset(ABC):
         Raises:
             UserError: A file is missing or damaged, or the cache cannot be written.
         """
+
+    def group(self, label: str) -> str:
+        """The group of a class, where `groups` says that there are some."""
+        return ""
 
     def with_traits(self, traits: Traits) -> "Dataset":
         """The data set with these traits.
@@ -236,13 +255,18 @@ class Dataset(ABC):
         """
         home = {label: part.images for part in stored for label in part.images.classes}
         sums = {label: pixels for part in stored for label, pixels in part.sums.items()}
-        splits = {split: replace(home[members[split][0]].subset(members[split]), name=split) for split in SPLITS}
+        splits = {}
+        for split in SPLITS:
+            own = home[members[split][0]].subset(members[split])
+            groups = tuple(map(self.group, own.classes)) if self.groups else ()
+            splits[split] = replace(own, name=split, groups=groups)
         content = [
             splits[SPLITS[0]].image_shape,
             [[[label, sums[label]] for label in splits[split].classes] for split in SPLITS],
         ]
         digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        return MetaSets(self.name, splits, licence or self.licence, digest, self.traits, self.tasks)
+        licence = licence or self.licence
+        return MetaSets(self.name, splits, licence, digest, self.traits, self.tasks, self.group_tasks)
 
     @property
     def fetch_again(self) -> str:
@@ -286,7 +310,11 @@ def check_disjoint(source: Path | str, members: Members) -> None:
 
 
 def _read_only(
-    images: np.ndarray, classes: Sequence[str], counts: Sequence[int], name: str = "the set"
+    images: np.ndarray,
+    classes: Sequence[str],
+    counts: Sequence[int],
+    name: str = "the set",
+    groups: Sequence[str] = (),
 ) -> ImagesByClass:
     images.flags.writeable = False
-    return ImagesByClass(images, tuple(classes), spans(counts), name)
+    return ImagesByClass(images, tuple(classes), spans(counts), name, tuple(groups))

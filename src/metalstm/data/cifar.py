@@ -18,6 +18,8 @@ from metalstm.errors import UserError
 from metalstm.images import Preprocessing, square
 from metalstm.settings import Traits
 
+SPLITS_FOLDER = Path(__file__).parent / "splits"
+
 
 class Cifar100(Dataset):
     """Photos of 100 classes (Krizhevsky 2009), from the original archive or from a zip of PNG images.
@@ -25,11 +27,13 @@ class Cifar100(Dataset):
     Args:
         name: The split: a folder of class lists in `splits/`.
         n_classes: Number of classes in each of its three lists.
+        n_groups: Number of superclasses in each of them.
     """
 
     image_shape = (3, 32, 32)
     licence = "CIFAR-100 (Krizhevsky 2009): no licence stated, citation asked for"
     traits = Traits()
+    groups = "superclasses"
     files = (
         File(
             "cifar100/cifar-100-python.tar.gz",
@@ -42,8 +46,12 @@ class Cifar100(Dataset):
         ),
     )
 
-    def __init__(self, name: str, n_classes: tuple[int, int, int]):
-        self.name, self.n_classes = name, n_classes
+    def __init__(self, name: str, n_classes: tuple[int, int, int], n_groups: tuple[int, int, int]):
+        self.name, self.n_classes, self.n_groups = name, n_classes, n_groups
+
+    def group(self, label: str) -> str:
+        """The superclass."""
+        return superclasses()[label]
 
     def load(self, root: Path, size: int) -> MetaSets:
         """Load whichever archive is there; the original comes first. Both splits share one entry of the cache."""
@@ -75,7 +83,14 @@ class Cifar100(Dataset):
 
 def class_lists(name: str) -> Members:
     """The class names of each split, from the lists that are part of this package."""
-    return {split: read_lines(Path(__file__).parent / "splits" / name / f"{split}.txt") for split in SPLITS}
+    return {split: read_lines(SPLITS_FOLDER / name / f"{split}.txt") for split in SPLITS}
+
+
+@functools.cache
+def superclasses() -> dict[str, str]:
+    """The superclass of each of the 100 classes."""
+    lines = read_lines(SPLITS_FOLDER / "superclasses.txt")
+    return {label: name for name, labels in (line.split(": ") for line in lines) for label in labels.split()}
 
 
 def decode_tar(path: Path, size: int, remedy: str) -> Decoded:

@@ -21,6 +21,8 @@ class Glyphs(Dataset):
     traits = Traits(drawing=True, mirrors=False, centered=True, built_in=True)
     earlier = (replace(traits, centered=False),)
     n_classes = (1269, 216, 381)
+    groups = "scripts"
+    n_groups = (13, 2, 8)
 
     def load(self, root: Path, size: int) -> MetaSets:
         """Draw the images, the first time; `root` is not used."""
@@ -41,6 +43,10 @@ class Glyphs(Dataset):
             for split in SPLITS
         }
         return self.from_stored(list(stored.values()), {split: part.images.classes for split, part in stored.items()})
+
+    def group(self, label: str) -> str:
+        """The script."""
+        return label.partition("/")[0]
 
     def _resized(self, image: np.ndarray, size: int) -> np.ndarray:
         if self.traits.centered:

@@ -34,6 +34,9 @@ class Omniglot(Dataset):
     earlier = (replace(traits, centered=False),)
     n_classes = (N_BACKGROUND - N_VAL, N_VAL, 659)
     tasks = ((5, 1), (5, 5), (20, 1))
+    groups = "alphabets"
+    n_groups = (25, 5, 20)
+    group_tasks = ((20, 1),)
     files = (
         File(
             "omniglot/images_background.zip",

@@ -177,7 +177,8 @@ class Method(nn.Module, ABC):
         cls, images: ImagesByClass, config: RunConfig, device: torch.device | str
     ) -> EpisodeSampler | BatchSampler:
         """What it is trained on, by number."""
-        return EpisodeSampler(images, config.n_way, config.n_shot, config.n_query, config.seed, device)
+        task = config.n_way, config.n_shot, config.n_query
+        return EpisodeSampler(images, *task, config.seed, device, config.training.within_group)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Which learning rate of `TrainingSettings`, by name, trains which parameters; every trained one is in one."""

@@ -33,7 +33,10 @@ def write_run(out: Path, title: str, images: ImagesByClass, results: Sequence[Bl
         UserError: The run has no checkpoint yet, or a file cannot be written.
     """
     method, config, meta = checkpoint.load_method(out)
-    sampler = EpisodeSampler(images, config.n_way, config.n_shot, config.n_query, config.seed)
+    within_group = config.training.within_group
+    sampler = EpisodeSampler(
+        images, config.n_way, config.n_shot, config.n_query, config.seed, within_group=within_group
+    )
     blocks: list[Block] = [
         *results,
         Heading("One task"),
@@ -41,7 +44,8 @@ def write_run(out: Path, title: str, images: ImagesByClass, results: Sequence[Bl
         "which are shown.",
         figures.episode_picture(sampler[0], config.traits.drawing),
     ]
-    task = f"{config.n_way}-way {config.n_shot}-shot on {config.data}, recipe {config.recipe}."
+    within = " within a group" if within_group else ""
+    task = f"{config.n_way}-way {config.n_shot}-shot{within} on {config.data}, recipe {config.recipe}."
     if any("loss" in line for line in read_metrics(out / "metrics.jsonl")):
         curve = figures.learning_curve(out / "metrics.jsonl")
         figures.save(curve, out / "curve.png")

@@ -70,9 +70,8 @@ def train(
     optimizer = outer_optimizer(method, config.training)
     # Complain about classes by the images that a user has, before mirror images and rotations are added.
     METHODS[config.method].sampler(meta_sets.splits["meta-train"], config, "cpu")
-    val_sampler = EpisodeSampler(
-        meta_sets.splits["meta-val"], config.n_way, config.n_shot, config.n_query, config.seed, device
-    )
+    task = config.n_way, config.n_shot, config.n_query
+    val_sampler = EpisodeSampler(meta_sets.splits["meta-val"], *task, config.seed, device, config.training.within_group)
     state = None
     with distributed.all_fail_together():
         if distributed.rank() == 0:
