@@ -54,7 +54,7 @@ def main(out: Path = Path("results/speed"), size: int = 84, rounds: int = 3, thr
         for row in (*select("meta-lstm"), *select("meta-lstm-64")):
             start = table.trainings(Cell(row, table.main_task))[0]
             filters = start.config.learner_settings.filters
-            pretraining[f"{filters} filters"] = training(table, start, table.main_task, rounds)
+            pretraining[f"{filters} filters"] = training(table, start, table.hardest_task, rounds)
         for task in table.tasks:
             columns[str(task)] = {}
             for row in rows_of(task):

@@ -164,14 +164,15 @@ def _classes(table: dict[str, Any]) -> Iterator[str]:
 
 
 def _datasets() -> Iterator[str]:
-    yield f"| name | image | classes in {', '.join(SPLITS)} | traits | columns of its table | license |"
-    yield "|---|---|---|---|---|---|"
+    yield f"| name | image | classes in {', '.join(SPLITS)} | traits | groups | columns of its table | license |"
+    yield "|---|---|---|---|---|---|---|"
     for name, dataset in DATASETS.items():
         image = "x".join(map(str, dataset.image_shape))
         traits = ", ".join(trait for trait, holds in vars(dataset.traits).items() if holds)
         tasks = ", ".join(f"{n_way}-way {n_shot}-shot" for n_way, n_shot in dataset.tasks)
+        tasks += "".join(f", {n_way}-way {n_shot}-shot within a group" for n_way, n_shot in dataset.group_tasks)
         classes = ", ".join(f"{count:,}" for count in dataset.n_classes)
-        yield f"| `{name}` | {image} | {classes} | {traits} | {tasks} | {dataset.licence} |"
+        yield f"| `{name}` | {image} | {classes} | {traits} | {dataset.groups} | {tasks} | {dataset.licence} |"
 
 
 def _settings(kind: type) -> Iterator[str]:

@@ -30,6 +30,33 @@ def test_columns_are_those_of_the_data(small_sets, tmp_path):
     assert (Table(small_sets, tmp_path).main_task, Table(other, tmp_path).main_task) == (FIVE, Task(3, 2))
 
 
+def test_columns_within_a_group(small_sets, tmp_path):
+    sets = replace(small_sets, tasks=((5, 1), (5, 5), (3, 1)), group_tasks=((5, 1), (2, 1)))
+    table = Table(sets, tmp_path)
+    within = Task(5, 1, within_group=True)
+    assert table.tasks == (ONE, FIVE, Task(3, 1), within, Task(2, 1, within_group=True))
+    assert (str(within), within.words) == ("5w1s-within", "5-way 1-shot within a group")
+    _, own = table.trainings(Cell(row("matching-net"), within))
+    assert own.folder.name == "matching-net-5w1s-within"
+    assert own.config.training.within_group
+    assert not table.trainings(Cell(row("matching-net"), ONE))[-1].config.training.within_group
+
+
+def test_pretrainings_are_chosen_by_the_hardest_column(small_sets, tmp_path):
+    for tasks, group_tasks, hardest in (
+        (((5, 1), (5, 5)), (), FIVE),
+        (((5, 1), (5, 5), (20, 1)), (), Task(20, 1)),
+        (((5, 5), (20, 1), (20, 5)), ((20, 1), (5, 5)), Task(20, 1, within_group=True)),
+    ):
+        table = Table(replace(small_sets, tasks=tasks, group_tasks=group_tasks), tmp_path)
+        assert table.hardest_task == hardest
+        start = table.trainings(Cell(row("matching-net"), ONE))[0]
+        assert start.folder.name == f"start-best-64f-{hardest}"
+        chosen_by = start.config.n_way, start.config.n_shot, start.config.training.within_group
+        assert Task(*chosen_by) == hardest
+        assert not table.main_task.within_group
+
+
 def test_rows_of_one_network_share_a_pretraining_at_all_tasks(small_table):
     for name in ("finetune-sgd", "finetune-head", "matching-net", "matching-net-fce", "meta-lstm-64"):
         for task in (ONE, FIVE):
@@ -100,9 +127,14 @@ def test_a_result_of_another_table_is_refused(small_table):
     assert small_table.read(cell) is None
     path = small_table.result(cell)
     path.parent.mkdir(parents=True)
+    digest = small_table.meta_sets.digest
     mine = {"data": small_table.meta_sets.name, "episodes": 4, "seed": 0}
     path.write_text(json.dumps(mine))
     assert small_table.read(cell) == mine
+    path.write_text(json.dumps(mine | {"data_digest": "f" * 64}))
+    with pytest.raises(UserError, match=f"was made with data_digest f+, but this table has data_digest {digest}"):
+        small_table.read(cell)
+    path.write_text(json.dumps(mine))
     other = replace(small_table, seed=3, budget=replace(small_table.budget, test_episodes=5))
     with pytest.raises(UserError) as refused:
         other.read(cell)

@@ -56,6 +56,7 @@ def make_cell(table: Table, cell: Cell) -> dict[str, Any]:
         episodes=table.budget.test_episodes,
         seed=table.seed,
         device=table.device,
+        within_group=cell.task.within_group,
     )
     names = {"row": cell.row.name, "label": cell.row.label}
     result |= facts | names | {"made_in_seconds": time.monotonic() - started}

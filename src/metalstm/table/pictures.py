@@ -34,7 +34,8 @@ def _learning_curves(table: Table, task: Task, results: Mapping[str, Result]) ->
     for row in rows_of(task):
         own = table.trainings(Cell(row, task))[-1]
         # A shared pre-training is validated at one task and belongs to that column.
-        belongs = (own.config.n_way, own.config.n_shot) == (task.n_way, task.n_shot)
+        config = own.config
+        belongs = Task(config.n_way, config.n_shot, config.training.within_group) == task
         if row.name in results and belongs and own.config.training.episodes and (own.folder / "metrics.jsonl").exists():
             runs[row.label] = own.folder
     return [Heading(f"Learning curves, {task.words}"), report.meta_val_curves(runs)] if runs else []
@@ -44,7 +45,7 @@ def _behavior(table: Table, cell: Cell) -> list[Block]:
     """Gates of the learned optimizer; at the main task, which classes are taken for which."""
     method, _, _ = checkpoint.load_method(table.checkpoint(cell))
     task, images = cell.task, table.meta_sets.splits["meta-test"]
-    support_only = EpisodeSampler(images, task.n_way, task.n_shot, 0, table.seed)
+    support_only = EpisodeSampler(images, task.n_way, task.n_shot, 0, table.seed, within_group=task.within_group)
     blocks: list[Block] = []
     if gates := report.gates(method, support_only.batch(range(GATE_TASKS))):
         blocks += [

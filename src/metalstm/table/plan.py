@@ -71,11 +71,21 @@ class Table:
     @property
     def tasks(self) -> tuple[Task, ...]:
         """The columns."""
-        return tuple(Task(n_way, n_shot) for n_way, n_shot in self.meta_sets.tasks)
+        mixed = (Task(n_way, n_shot) for n_way, n_shot in self.meta_sets.tasks)
+        within = (Task(n_way, n_shot, within_group=True) for n_way, n_shot in self.meta_sets.group_tasks)
+        return (*mixed, *within)
+
+    @property
+    def hardest_task(self) -> Task:
+        """The column that pre-trainings are chosen by, because an easy one does not tell networks apart.
+
+        It has the most classes, from one group where there is such a column; then the most shots, for least noise.
+        """
+        return max(self.tasks, key=lambda task: (task.n_way, task.within_group, task.n_shot))
 
     @property
     def main_task(self) -> Task:
-        """The column of what is done once for all: pre-trainings are validated on it, and optimizers compared.
+        """The column that optimizers are compared in, and parts of the Meta-LSTM.
 
         It is 5-way 5-shot, or the data set's last task where it has no such task.
         """
@@ -101,6 +111,8 @@ class Table:
             return None
         result = json.loads(path.read_text())
         mine = {"data": self.meta_sets.name, "episodes": self.budget.test_episodes, "seed": self.seed}
+        if "data_digest" in result:  # results of before do not name it
+            mine["data_digest"] = self.meta_sets.digest
         if different := {key: result[key] for key, value in mine.items() if result[key] != value}:
             asked = ", ".join(f"{key} {mine[key]}" for key in different)
             raise UserError(
@@ -125,19 +137,24 @@ class Table:
 
     def episodes(self, split: str, task: Task) -> EpisodeSampler:
         """Episodes of a split; the same for every row."""
-        return EpisodeSampler(self.meta_sets.splits[split], task.n_way, task.n_shot, seed=self.seed, device=self.device)
+        images, within_group = self.meta_sets.splits[split], task.within_group
+        return EpisodeSampler(
+            images, task.n_way, task.n_shot, seed=self.seed, device=self.device, within_group=within_group
+        )
 
     def _config(self, cell: Cell) -> RunConfig:
         """A row's recipe with the row's changes."""
         row, task, seed = cell.row, cell.task, self.seed if cell.seed is None else cell.seed
         recipe = recipes.named(row.method, row.recipe, self.meta_sets.traits, task.n_shot)
         config = recipes.run_config(self.meta_sets, recipe, row.method, row.recipe, task.n_way, task.n_shot, seed=seed)
-        return recipes.with_changes(config, {"precision": self.precision, **row.changes})
+        own = {"precision": self.precision, "within_group": task.within_group}
+        return recipes.with_changes(config, {**own, **row.changes})
 
     def _pretraining(self, config: RunConfig, seed: int | None) -> Training:
         """A shared pre-training. It has no patience: its accuracy on meta-val is soon flat, and still it gains."""
-        task = self.main_task
+        task = self.hardest_task
         config = replace(config, n_way=task.n_way, n_shot=task.n_shot)
+        config = recipes.with_changes(config, {"within_group": task.within_group})
         tag = LEARNERS[config.learner].tag(config.learner_settings)
         folder = self.out / "runs" / named(f"start-{config.recipe}-{tag}", task, seed)
         return Training(folder, self._within_budget(config, config.training.patience))

@@ -15,18 +15,19 @@ class TableRow(Row):
 
 @dataclass(frozen=True)
 class Task:
-    """A column of the table."""
+    """A column of the table; `within_group` if all classes of an episode are of one group."""
 
     n_way: int
     n_shot: int
+    within_group: bool = False
 
     def __str__(self) -> str:
-        return f"{self.n_way}w{self.n_shot}s"
+        return f"{self.n_way}w{self.n_shot}s" + ("-within" if self.within_group else "")
 
     @property
     def words(self) -> str:
         """As a reader sees it."""
-        return f"{self.n_way}-way {self.n_shot}-shot"
+        return f"{self.n_way}-way {self.n_shot}-shot" + (" within a group" if self.within_group else "")
 
 
 @dataclass(frozen=True)
