@@ -1,4 +1,8 @@
 import io
+import os
+import weakref
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageOps
 
+from metalstm import images
 from metalstm.data import load
 from metalstm.errors import UserError
 from metalstm.images import (
@@ -113,6 +118,108 @@ def test_unusual_modes_of_files(tmp_path):
     assert read_image(tmp_path / "1bit.png", 2).tolist() == [[[255] * 3] * 2] * 2
 
 
+# Files that must not be decoded
+
+
+def header(width: int, height: int) -> bytes:
+    """The start of a PNG file that promises so many pixels, and has none."""
+    size = b"IHDR" + width.to_bytes(4) + height.to_bytes(4) + bytes([8, 6, 0, 0, 0])
+    return b"\x89PNG\r\n\x1a\n" + (13).to_bytes(4) + size + zlib.crc32(size).to_bytes(4) + b"\0\0\0\1IDAT"
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "what"),
+    [
+        (9400, 9400, "9,400 x 9,400 pixels"),
+        (1, 40_000_000, "1 x 40,000,000 pixels"),
+        (2**20, 2**20, "more pixels than Pillow reads"),
+    ],
+)
+def test_large_images_are_refused_before_they_are_decoded(tmp_path, recwarn, width, height, what):
+    path = tmp_path / "x.png"
+    path.write_bytes(header(width, height))
+    with pytest.raises(UserError) as error:
+        PHOTO(path)
+    assert str(error.value) == (
+        f"cannot read {path} as an image ({what}): scale it down to 50 million pixels and sides of at most 65,535, or "
+        "remove it"
+    )
+    assert not recwarn.list
+
+
+def test_threads_share_the_pixels_that_may_be_decoded(tmp_path, monkeypatch):
+    taken = []
+
+    class Recorder(images.Budget):
+        def take(self, n: int):
+            taken.append(n)
+            return super().take(n)
+
+    monkeypatch.setattr(images, "DECODED", Recorder(10**6))
+    photo = Image.new("RGB", (800, 600))
+    PHOTO(write(tmp_path / "x.png", photo))
+    PHOTO(write(tmp_path / "x.jpg", photo))
+    assert taken == [800 * 600, 800 * 600 // 3], "a JPEG of which an eighth is decoded may be in memory whole"
+
+    budget, held, most = images.Budget(10), [], []
+
+    def work(n: int) -> None:
+        with budget.take(n):
+            held.append(n)
+            most.append(sum(held))
+            held.remove(n)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [1, 3, 10, 7, 5] * 200))
+    assert len(most) == 1000
+    assert max(most) <= 10
+
+
+def test_many_large_images_are_not_in_memory_at_once(tmp_path, monkeypatch):
+    opened = []
+    plain = images._plain
+
+    def count(image, in_place=False):
+        result = plain(image, in_place)
+        opened.append(weakref.ref(result))
+        assert sum(ref() is not None for ref in opened) <= 2
+        return result
+
+    monkeypatch.setattr(images, "_plain", count)
+    path = write(tmp_path / "letter.png", letter())
+    assert show_drawings([path] * LOOK_AT)
+    assert len(opened) == LOOK_AT
+
+
+def test_formats_that_nobody_needs_are_not_read(tmp_path):
+    path = write(tmp_path / "x.eps", letter())  # PostScript is a program
+    with pytest.raises(UserError, match=r"x\.eps as an image \(no format that is known here\): save it as JPEG or PNG"):
+        PHOTO(path)
+    with pytest.raises(UserError, match="has no images"):
+        find([str(tmp_path)], [])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_pipes_devices_and_loops_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(UserError) as error:
+            PHOTO(tmp_path / name)
+        assert str(error.value) == (
+            f"cannot read {tmp_path}/{name} as an image (it is a pipe or a device): save it as a file"
+        )
+    with pytest.raises(UserError) as error:
+        PHOTO(tmp_path / "loop.png")
+    assert str(error.value) == (
+        f"cannot read {tmp_path}/loop.png as an image (Too many levels of symbolic links): check its name and "
+        "permissions"
+    )
+    with pytest.raises(UserError, match="has no images"):
+        find([str(tmp_path)], [])
+
+
 # Images that are not files
 
 
@@ -124,7 +231,8 @@ def test_arrays_and_tensors_give_the_pixels_of_their_files(tmp_path):
         assert (PHOTO(source) == expected).all()
     gray = LEFT_RED[..., 0]
     for source in (gray, gray[..., None], torch.from_numpy(gray), torch.from_numpy(gray)[None], gray > 100):
-        assert np.asarray(open_image(source, 16)).astype(bool).tolist() == (gray > 100).tolist()
+        with open_image(source, 16) as image:
+            assert np.asarray(image).astype(bool).tolist() == (gray > 100).tolist()
     clear = np.concatenate([LEFT_RED, np.zeros_like(LEFT_RED[..., :1])], -1)
     assert (PHOTO(clear) == 255).all(), "the fourth channel is how opaque it is"
 
@@ -162,8 +270,6 @@ def test_drawings_differ_from_photos():
         assert is_drawing(drawing)
     for photo in (Image.fromarray(noise), Image.fromarray(gradient), letter("red"), Image.fromarray(LEFT_RED)):
         assert not is_drawing(photo)
-    assert are_drawings([letter(), letter(), letter("red")])
-    assert not are_drawings([letter(), letter("red")])
 
 
 def test_contrast_is_stretched_and_no_part_of_a_drawing_is_cut_off():
@@ -188,6 +294,7 @@ def test_a_sample_decides_whether_many_images_are_drawings(tmp_path):
             seen.append(int(k))
             return super().__getitem__(k)
 
+    assert not show_drawings([letter(), letter("red")]), "half of them are not most"
     show_drawings(Sources([letter()] * 1000))
     assert len(seen) == LOOK_AT
     assert (seen[0], seen[-1]) == (0, 999)
@@ -252,14 +359,14 @@ def test_a_drawing_in_a_file_gives_the_pixels_of_the_data_set(data_root, tmp_pat
     import zipfile
 
     preprocessing = Preprocessing(28, 1, drawing=True, centered=True)
-    images = load("omniglot", data_root).splits["meta-test"]
+    drawings = load("omniglot", data_root).splits["meta-test"]
     with zipfile.ZipFile(data_root / "omniglot" / "images_evaluation.zip") as archive:
         for k in (0, 100, 600):
-            folder = f"images_evaluation/{images.classes[k]}/"
+            folder = f"images_evaluation/{drawings.classes[k]}/"
             member = min(name for name in archive.namelist() if name.startswith(folder) and name.endswith(".png"))
             path = tmp_path / "x.png"
             path.write_bytes(archive.read(member))
-            assert (255 - preprocessing(path) == images.images[images.spans[k, 0]]).all()
+            assert (255 - preprocessing(path) == drawings.images[drawings.spans[k, 0]]).all()
 
 
 # Names of files

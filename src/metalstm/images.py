@@ -1,7 +1,11 @@
 """From the images that people have, files of any kind or arrays, to the pixels that a learner takes."""
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import io
+import stat
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -17,6 +21,37 @@ if TYPE_CHECKING:
 JUDGED = 64  # height and width in pixels of the copy that decides whether an image is a drawing
 LOOK_AT = 20  # images that decide whether many images are drawings
 INK = 64  # gray levels between paper and ink; paper is never quite even
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of files; no format that runs programs
+MAX_PIXELS = 50_000_000  # decoded at the same time, by all threads together; one takes up to 20 bytes
+MAX_SIDE = 2**16 - 1  # pixels; the filter of the resizing needs memory for each pixel of a side
+JPEG_SHARE = 3  # a JPEG is decoded at a fraction of its size, but may be in memory whole: 6 bytes for each pixel
+
+
+class Budget:
+    """A number of things that all threads together may have at the same time.
+
+    Args:
+        total: The number.
+    """
+
+    def __init__(self, total: int):
+        self._free, self._changed = total, threading.Condition()
+
+    @contextlib.contextmanager
+    def take(self, n: int) -> Iterator[None]:
+        """Have `n` of them, at most the total; waits until so many are free."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= n)
+            self._free -= n
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += n
+                self._changed.notify_all()
+
+
+DECODED = Budget(MAX_PIXELS)
 
 
 @dataclass(frozen=True)
@@ -51,22 +86,22 @@ class Preprocessing:
         """
         from PIL import Image, ImageOps
 
-        image = open_image(source, 2 * self.image_size, name)
-        if not self.drawing:
-            return square(image, self.image_size, self.channels)
-        image = ImageOps.autocontrast(image.convert("L"))
-        if self.centered:
-            image = center_ink(image)
-        size = (self.image_size, self.image_size)
-        padded = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color=int(_paper(image)[0]))
-        return np.asarray(padded)[..., None]
+        with open_image(source, 2 * self.image_size, name) as image:
+            if not self.drawing:
+                return square(image, self.image_size, self.channels)
+            drawn = ImageOps.autocontrast(image.convert("L"))
+            if self.centered:
+                drawn = center_ink(drawn)
+            size = (self.image_size, self.image_size)
+            padded = ImageOps.pad(drawn, size, Image.Resampling.LANCZOS, color=int(_paper(drawn)[0]))
+            return np.asarray(padded)[..., None]
 
 
 def read_image(path: Path, image_size: int, channels: int = 3) -> np.ndarray:
     """Read an image file: turn it upright, crop it to its central square, resize it; transparent pixels become white.
 
     Args:
-        path: A file of any format that Pillow reads.
+        path: A file of one of `FORMATS`.
         image_size: Height and width of the result in pixels.
         channels: 3 for RGB, 1 for gray.
 
@@ -79,8 +114,55 @@ def read_image(path: Path, image_size: int, channels: int = 3) -> np.ndarray:
     return Preprocessing(image_size, channels, drawing=False)(path)
 
 
-def open_image(source: Any, least: int, name: str = "the image") -> "Image.Image":
-    """Open an image with 8 bits per channel, upright, on white if it is transparent.
+@contextlib.contextmanager
+def decoding(file: str | Path | io.BytesIO, least: int | None = None, name: str = "") -> Iterator["Image.Image"]:
+    """Open an image file. All threads together decode at most `MAX_PIXELS` at the same time; others wait.
+
+    Args:
+        file: A file of one of `FORMATS`.
+        least: Height and width in pixels that are needed. A JPEG is decoded at a fraction of its size, which is several
+            times faster for photos. None decodes all pixels.
+        name: What messages call it; by default its path.
+
+    Raises:
+        UserError: It is a pipe or a device, or has too many pixels. Nothing has been decoded.
+        Exception: Nearly any other, if the file is broken.
+    """
+    from PIL import Image
+
+    # Pillow warns of files that are below its own limit; the limits here are lower.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    if isinstance(file, str | Path):
+        mode = Path(file).stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading may wait forever, or never end
+            raise UserError(f"cannot read {file} as an image (it is a pipe or a device): save it as a file")
+    try:
+        image = Image.open(file, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(name or file, "more pixels than Pillow reads") from error
+    with image:
+        width, height = image.size
+        if least is not None:
+            image.draft(None, (least, least))
+        cost = image.width * image.height
+        if image.format in ("JPEG", "MPO"):
+            cost = max(cost, width * height // JPEG_SHARE)
+        if cost > MAX_PIXELS or max(width, height) > MAX_SIDE:
+            raise _too_large(name or file, f"{width:,} x {height:,} pixels")
+        with DECODED.take(cost):
+            yield image
+
+
+def _too_large(name: object, what: str) -> UserError:
+    return UserError(
+        f"cannot read {name} as an image ({what}): scale it down to {MAX_PIXELS // 1_000_000} million pixels and sides "
+        f"of at most {MAX_SIDE:,}, or remove it"
+    )
+
+
+@contextlib.contextmanager
+def open_image(source: Any, least: int, name: str = "the image") -> Iterator["Image.Image"]:
+    """An image with 8 bits per channel, upright, on white if it is transparent.
 
     The first frame stands for an animated image.
 
@@ -96,14 +178,16 @@ def open_image(source: Any, least: int, name: str = "the image") -> "Image.Image
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(source, Image.Image):
-        return _plain(source)
+        yield _plain(source)
+        return
     if not isinstance(source, str | Path):
-        return _plain(_from_array(source, name))
+        yield _plain(_from_array(source, name))
+        return
     try:
-        with Image.open(source) as image:
-            # JPEG can be decoded at a fraction of its size, which is several times faster for photos.
-            image.draft(None, (least, least))
-            return _plain(image)
+        with decoding(source, least) as image:
+            yield _plain(image, in_place=True)
+    except UserError:
+        raise
     except Exception as error:  # Pillow raises nearly anything on broken files
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "repair or remove it"
@@ -175,7 +259,7 @@ def find(names: Iterable[str], lines: Iterable[str]) -> list[Path]:
         if name == "-":
             paths += [Path(line.rstrip("\r\n")) for line in lines if line.strip()]
         elif Path(name).is_dir():
-            known = Image.registered_extensions()
+            known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
             files = [path for path in sorted(Path(name).rglob("*")) if path.suffix.lower() in known and path.is_file()]
             files = [path for path in files if not path.name.startswith(".")]
             if not files:
@@ -186,11 +270,6 @@ def find(names: Iterable[str], lines: Iterable[str]) -> list[Path]:
     return paths
 
 
-def are_drawings(images: Sequence["Image.Image"]) -> bool:
-    """Whether most of the images are drawings."""
-    return sum(map(is_drawing, images)) > len(images) / 2
-
-
 def show_drawings(sources: Sequence[Any]) -> bool:
     """Whether most of many images are drawings. A sample decides, which is always the same for the same images.
 
@@ -199,11 +278,11 @@ def show_drawings(sources: Sequence[Any]) -> bool:
     Args:
         sources: Images as `open_image` takes them.
     """
-    images = []
+    votes = []
     for k in np.linspace(0, len(sources) - 1, min(LOOK_AT, len(sources))).astype(int):
-        with contextlib.suppress(UserError):
-            images.append(open_image(sources[k], 2 * JUDGED))
-    return are_drawings(images)
+        with contextlib.suppress(UserError), open_image(sources[k], 2 * JUDGED) as image:
+            votes.append(is_drawing(image))
+    return sum(votes) > len(votes) / 2
 
 
 def dark_paper(pixels: np.ndarray) -> np.ndarray:
@@ -224,19 +303,24 @@ def _paper(image: "Image.Image") -> np.ndarray:
     return np.median(border, axis=0)
 
 
-def _plain(image: "Image.Image") -> "Image.Image":
+def _plain(image: "Image.Image", in_place: bool = False) -> "Image.Image":
+    """As `open_image` says. `in_place` turns the image itself upright, without a copy of its pixels."""
     from PIL import Image, ImageOps
 
-    upright = ImageOps.exif_transpose(image)
+    upright = ImageOps.exif_transpose(image, in_place=in_place) or image
     if upright.mode.startswith("I;16"):
         # Pillow clips 16 bits to 8 instead of scaling them.
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     elif upright.mode in ("I", "F"):  # 32 bits, where no value is known to be white
         numbers = np.asarray(upright).astype(float)
         low, high = numbers.min(), numbers.max()
-        upright = Image.fromarray(((numbers - low) / max(high - low, 1e-9) * 255).astype(np.uint8))
+        numbers -= low  # in place: a large image takes gigabytes otherwise
+        numbers /= max(high - low, 1e-9)
+        numbers *= 255
+        upright = Image.fromarray(numbers.astype(np.uint8))
     if upright.has_transparency_data:
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
+        opaque = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(opaque, upright if upright.mode == "RGBA" else upright.convert("RGBA"))
     return upright
 
 

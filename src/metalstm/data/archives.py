@@ -10,7 +10,7 @@ import numpy as np
 from metalstm.data.cache import Decoded
 from metalstm.data.reading import reading
 from metalstm.errors import UserError
-from metalstm.images import Preprocessing
+from metalstm.images import Preprocessing, decoding
 
 
 def decode_zip(path: Path, layout: str, preprocessing: Preprocessing, remedy: str) -> Decoded:
@@ -38,11 +38,9 @@ def decode_zip(path: Path, layout: str, preprocessing: Preprocessing, remedy: st
         raise UserError(f"{path} has no images {layout}: {remedy}")
 
     def images() -> Iterator[np.ndarray]:
-        from PIL import Image
-
         with reading(path, remedy), zipfile.ZipFile(path) as archive:
             for _, _, member in entries:
-                with Image.open(io.BytesIO(archive.read(member))) as image:
+                with decoding(io.BytesIO(archive.read(member)), name=f"{path}/{member}") as image:
                     pixels = preprocessing(image)
                 yield pixels
 

@@ -19,6 +19,7 @@ from metalstm.data.downloads import File
 from metalstm.data.places import cache_root
 from metalstm.data.reading import checksum, reading
 from metalstm.errors import UserError
+from metalstm.images import decoding
 from metalstm.settings import Traits
 
 FOLDER = "mini_imagenet"  # below the data root
@@ -257,7 +258,7 @@ def _scaled(file: Path | io.BytesIO, size: int) -> np.ndarray:
     """The whole picture scaled to a square, whatever its shape, as the authors do."""
     from PIL import Image
 
-    with Image.open(file) as image:
+    with decoding(file) as image:
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
 
 
