@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metalstm.data.archives import decode_zip
+from metalstm.data.archives import MAX_UNPACKED, BoundedGzip, decode_zip
 from metalstm.data.base import SPLITS, Dataset, Members, MetaSets
 from metalstm.data.cache import Decoded, cached
 from metalstm.data.downloads import File
@@ -107,13 +107,13 @@ def decode_tar(path: Path, size: int, remedy: str) -> Decoded:
     from PIL import Image
 
     with reading(path, remedy):
-        with tarfile.open(path, "r:gz") as tar:
+        with BoundedGzip(path) as unpacked, tarfile.open(fileobj=unpacked, mode="r:") as tar:
             parts = {}
             for part in ("meta", "test", "train"):
                 file = tar.extractfile(f"cifar-100-python/{part}")
                 if file is None:
                     raise ValueError(f"cifar-100-python/{part} is not a file")
-                parts[part] = unpickle(file.read())
+                parts[part] = unpickle(file.read(MAX_UNPACKED))
         names = [label.decode() for label in parts["meta"][b"fine_label_names"]]
         both = parts["train"], parts["test"]
         labels = [names[k] for part in both for k in part[b"fine_labels"]]
