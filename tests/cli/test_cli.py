@@ -13,7 +13,7 @@ from metalstm import cli
 from metalstm.errors import UserError
 
 EVERYWHERE = ("--seed", "--device", "--threads", "--data-root", "--debug")
-SLOW = {"torch", "tyro", "rich", "numpy", "matplotlib", "PIL", "gradio", "onnx", "sklearn", "pooch"}
+SLOW = {"torch", "tyro", "rich", "numpy", "matplotlib", "PIL", "gradio", "onnx", "sklearn", "requests"}
 
 
 def imported_by(*words: str) -> set[str]:

@@ -1,13 +1,19 @@
+import contextlib
 import functools
 import hashlib
 import http.server
+import os
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from metalstm import console
 from metalstm.data import DATASETS, check, downloads, fetch, load
 from metalstm.data.downloads import File
 from metalstm.errors import UserError
@@ -55,13 +61,14 @@ def test_fetch(tmp_path, server, monkeypatch):
 def test_fetch_shows_progress(tmp_path, server, monkeypatch):
     seen: dict[str, Any] = {}
 
-    class Bar(downloads.DownloadBar):
-        def close(self):
-            super().close()
-            task = self._bar.tasks[self._task]
-            seen[task.description] = (task.completed, task.total)
+    @contextlib.contextmanager
+    def progress():
+        with console.progress() as bar:
+            yield bar
+            for task in bar.tasks:
+                seen[task.description] = (task.completed, task.total)
 
-    monkeypatch.setattr(downloads, "DownloadBar", Bar)
+    monkeypatch.setattr(downloads, "progress", progress)
     for path in fetch("omniglot", tmp_path / "root"):
         size = path.stat().st_size // 1024
         assert seen[f"{path.name} (kB)"] == (size, size)
@@ -72,12 +79,91 @@ def test_fetch_with_a_wrong_checksum_leaves_no_file(tmp_path, server):
     with pytest.raises(UserError) as error:
         fetch("omniglot", tmp_path / "root")
     path = tmp_path / "root" / "omniglot" / "images_background.zip"
-    assert str(error.value).startswith(
-        f"cannot download {DATASETS['omniglot'].files[0].url} to {path} (MD5 hash of downloaded"
-    )
+    assert str(error.value).startswith(f"cannot download {DATASETS['omniglot'].files[0].url} to {path} (its md5 is ")
     assert str(error.value).endswith("): try again, or put the file there yourself")
     assert "\n" not in str(error.value)
-    assert list(path.parent.iterdir()) == []
+    assert not path.parent.exists()
+
+
+@pytest.fixture
+def endless():
+    """The address of a server whose answers never end, and a switch: whether they come a byte at a time."""
+    slow = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):  # the client has gone
+                while True:
+                    self.wfile.write(b"x" if slow.wait(0) else bytes(2**16))
+                    if slow.wait(0):
+                        time.sleep(0.01)
+
+        def log_message(self, format, *args):  # quiet
+            pass
+
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=web.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{web.server_port}/x", slow
+    web.shutdown()
+    web.server_close()
+
+
+@pytest.mark.parametrize(
+    ("is_slow", "message"),
+    [
+        (False, "the server sends more than 1,000,000 bytes"),
+        (True, "the server sends fewer than 10,000 bytes a second"),
+    ],
+)
+def test_downloads_end(tmp_path, monkeypatch, endless, is_slow, message):
+    url, slow = endless
+    if is_slow:
+        slow.set()
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(downloads, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(downloads, "PATIENCE", 0.1)
+    with pytest.raises(UserError) as error:
+        File("set/x.zip", url, "0" * 32).download(tmp_path)
+    assert str(error.value) == (
+        f"cannot download {url} to {tmp_path}/set/x.zip ({message}): try again, or put the file there yourself"
+    )
+    assert list(tmp_path.rglob("*.*")) == []
+
+
+def test_a_promise_of_too_much_is_not_waited_for(tmp_path, server, monkeypatch):
+    monkeypatch.setattr(downloads, "MAX_BYTES", 100)
+    with pytest.raises(UserError, match="the server sends more than 100 bytes"):
+        fetch("omniglot", tmp_path / "root")
+
+
+FETCH = """
+import sys
+from pathlib import Path
+from metalstm.data.downloads import File
+
+print("starts", flush=True)
+File("set/x.zip", sys.argv[1], "0" * 32).download(Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_download_leaves_nothing(tmp_path, server, endless):
+    url, slow = endless
+    slow.set()
+    environment = os.environ | {"NO_PROXY": "127.0.0.1"}
+    command = [sys.executable, "-c", FETCH, url, tmp_path / "root"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "starts\n"
+        time.sleep(1)  # it is somewhere in the download
+        process.kill()
+    assert list(tmp_path.glob("root/**/*")) == []
+    # What was killed while it wrote the file is removed by the next download.
+    left = tmp_path / "root" / "omniglot" / ".images_background.zip.123.tmp"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    assert fetch("omniglot", tmp_path / "root") == sorted(left.parent.iterdir())
 
 
 def test_fetch_without_a_network(tmp_path, monkeypatch):

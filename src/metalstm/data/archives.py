@@ -44,8 +44,8 @@ def decode_zip(path: Path, layout: str, preprocessing: Preprocessing, remedy: st
     sizes = [size for *_, size in entries]  # zipfile reads no more than these
     if max(sizes) > MAX_MEMBER or sum(sizes) > MAX_UNPACKED:
         raise UserError(
-            f"{path} unpacks to {sum(sizes):,} bytes, the largest image to {max(sizes):,}; at most {MAX_UNPACKED:,} and "
-            f"{MAX_MEMBER:,} are read: {remedy}"
+            f"{path} unpacks to {sum(sizes):,} bytes, the largest image to {max(sizes):,}; at most {MAX_UNPACKED:,} "
+            f"and {MAX_MEMBER:,} are read: {remedy}"
         )
 
     def images() -> Iterator[np.ndarray]:

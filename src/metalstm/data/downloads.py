@@ -1,12 +1,20 @@
 """The files of a data set: where they come from, and whether they are as released."""
 
+import hashlib
+import io
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from metalstm import files
 from metalstm.console import progress
 from metalstm.data.reading import checksum, reason
-from metalstm.errors import UserError, is_full
+from metalstm.errors import UserError
+
+MAX_BYTES = 2**30  # of a download; the largest, CIFAR-100, has 169 million
+SLOWEST = 10_000  # bytes a second, on average
+PATIENCE = 60.0  # seconds that a server may need before that counts
+TIMEOUT = 30.0  # seconds without any byte
 
 
 @dataclass(frozen=True)
@@ -37,44 +45,56 @@ class File:
     def download(self, root: Path) -> Path:
         """Download the file and check its md5. It appears under its name only if it is complete and correct.
 
-        Raises:
-            UserError: The download fails, the checksum is wrong, or the file cannot be written.
-        """
-        import pooch
+        Until then it is in memory.
 
-        pooch.get_logger().setLevel("WARNING")
+        Raises:
+            UserError: The download fails, is larger than `MAX_BYTES` or slower than `SLOWEST`; the checksum is wrong;
+                or the file cannot be written.
+        """
+        import urllib3
+
         path = root / self.path
+        files.remove_temporary(path.parent, path.name)
         try:
-            with progress() as bar:
-                shown: Any = DownloadBar(bar, f"{path.name} (kB)")  # pooch's type hints only know bool
-                downloader: Any = pooch.HTTPDownloader(progressbar=shown, chunk_size=1 << 16)
-                pooch.retrieve(self.url, f"md5:{self.md5}", path.name, path.parent, downloader=downloader)
-        except (OSError, ValueError) as error:  # errors of requests are OSErrors; a wrong checksum is a ValueError
-            if is_full(error):
-                raise UserError(
-                    f"no space left in {path.parent} for {path.name}: free some, or pass --data-root DIR"
-                ) from error
+            content = receive(self.url, path.name)
+            md5 = hashlib.md5(content).hexdigest()
+            if md5 != self.md5:
+                raise ValueError(f"its md5 is {md5}, not {self.md5}")
+        # Errors of requests are OSErrors.
+        except (OSError, ValueError, urllib3.exceptions.HTTPError) as error:
             raise UserError(
                 f"cannot download {self.url} to {path} ({reason(error)}): try again, or put the file there yourself"
             ) from error
+        files.write(path, content)
         return path
 
 
-class DownloadBar:
-    """A progress bar that pooch can drive: attribute `total` and these methods, all in bytes. rich shows it."""
+def receive(url: str, name: str) -> bytes:
+    """What a web server sends, with a progress bar.
 
-    def __init__(self, bar: Any, description: str):
-        self.total = 0
-        self._bar, self._task = bar, bar.add_task(description, total=None)
+    Args:
+        url: The address.
+        name: What the bar calls it.
 
-    def update(self, size: int) -> None:
-        """Add `size` bytes."""
-        self._bar.update(self._task, advance=size // 1024, total=self.total // 1024)
+    Raises:
+        OSError: The server cannot be reached or refuses.
+        ValueError: It sends more than `MAX_BYTES`, or fewer than `SLOWEST` a second.
+        urllib3.exceptions.HTTPError: The connection breaks.
+    """
+    import requests
 
-    def reset(self) -> None:
-        """Start again from zero."""
-        self._bar.reset(self._task)
-
-    def close(self) -> None:
-        """Stop the clock."""
-        self._bar.stop_task(self._task)
+    content, started = io.BytesIO(), time.monotonic()
+    with requests.get(url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=TIMEOUT) as response:
+        response.raise_for_status()
+        size = int(response.headers.get("Content-Length", 0))
+        with progress() as bar:
+            task = bar.add_task(f"{name} (kB)", total=size // 1024 if size else None)
+            # Unlike `read`, `read1` returns what is there, so that a slow server is noticed.
+            while chunk := response.raw.read1(2**16):
+                content.write(chunk)
+                bar.update(task, completed=content.tell() // 1024)
+                if max(size, content.tell()) > MAX_BYTES:
+                    raise ValueError(f"the server sends more than {MAX_BYTES:,} bytes")
+                if content.tell() < SLOWEST * (time.monotonic() - started - PATIENCE):
+                    raise ValueError(f"the server sends fewer than {SLOWEST:,} bytes a second")
+    return content.getvalue()
