@@ -1,20 +1,41 @@
 """Everything a person sees while something runs: progress and messages on stderr, results on stdout."""
 
+import re
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
 
+# Control characters but tab and line feed, changes of the direction of writing, and bytes that are not UTF-8.
+UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    r"""Text that a terminal shows and does not obey: names of files and classes may hold commands for it.
+
+    Such characters become their codes, for example `\x1b`.
+    """
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class PlainConsole(Console):
+    """A console that prints all strings `printable`."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As Console."""
+        super().print(*(printable(part) if isinstance(part, str) else part for part in objects), **options)
+
+
 # Progress goes to stderr, so that `--json -` and tables can be piped.
-console = Console(stderr=True, highlight=False, markup=False)
+console = PlainConsole(stderr=True, highlight=False, markup=False)
 
 
 def results() -> Console:
     """Where tables of results are printed: stdout as it is now, which a caller may have redirected."""
-    return Console(highlight=False)
+    return PlainConsole(highlight=False)
 
 
 def progress(*columns: TextColumn) -> Progress:
@@ -44,4 +65,4 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         total: The number of items, if `items` has no length.
     """
     with progress() as bar:
-        yield from bar.track(items, total=total, description=description)
+        yield from bar.track(items, total=total, description=printable(description))

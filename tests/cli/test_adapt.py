@@ -38,6 +38,9 @@ def test_what_adapt_refuses(colors, commands, tmp_path):
         return commands.refusal("adapt", *words, cwd=tmp_path)
 
     assert refusal("nowhere") == "nowhere is not a folder: name one with images in <class>/"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert refusal("loop") == "loop is not a folder: name one with images in <class>/"
+    assert refusal("") == "metalstm adapt has an empty word: a name or value is missing, or a variable is not set"
     (tmp_path / "empty").mkdir()
     assert refusal("empty") == "empty has no class folders: put the images of each class into empty/<class>/"
     (tmp_path / "one" / "red").mkdir(parents=True)

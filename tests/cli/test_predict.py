@@ -9,6 +9,8 @@ import pytest
 
 from cli.examples import COLORS
 from metalstm import checkpoint
+from metalstm.cli import predict
+from metalstm.errors import UserError
 
 
 def test_predict_shows_a_table(made, colors, commands):
@@ -73,6 +75,77 @@ def test_predict_reads_paths_from_stdin(made, colors, tmp_path):
     ]  # fmt: skip
 
 
+HOSTILE = ["=1+1", "\x1b[31mred", "-7"]  # a formula, a command for the terminal, and a number
+
+
+@pytest.fixture
+def hostile(made, colors, tmp_path):
+    """A classifier with such classes and an image with such a name."""
+    tensors, meta = checkpoint.load(made)
+    checkpoint.save(tmp_path / "x.safetensors", tensors, meta | {"classes": HOSTILE})
+    for name, color in zip(("@blue.jpg", "\x1b]0;green\x07.jpg", "red.jpg"), COLORS, strict=True):
+        (tmp_path / name).write_bytes((colors / "new" / f"{color}.jpg").read_bytes())
+    return tmp_path
+
+
+def test_names_are_shown_and_not_obeyed(hostile, commands):
+    status, out, err = commands("predict", "x.safetensors", ".", cwd=hostile)
+    assert (status, err) == (0, "")
+    assert "\x1b" not in out
+    assert r"\x1b]0;green\x07.jpg" in out
+    assert r"\x1b[31mred" in out
+    status, _, err = commands("predict", "x.safetensors", "\x1b[2J.jpg", cwd=hostile)
+    assert status == 2
+    assert err.startswith(r"cannot read \x1b[2J.jpg as an image")
+    assert commands.refusal("predict", "\x1b[2J", "red.jpg", cwd=hostile) == r"no checkpoint at \x1b[2J"
+
+
+def test_csv_has_no_formulas_and_a_terminal_gets_no_commands(hostile, commands):
+    _, out, _ = commands("predict", "x.safetensors", ".", "--csv", "-", cwd=hostile)
+    rows = list(csv.reader(io.StringIO(out)))
+    assert [row[:2] for row in rows[1:]] == [
+        ["\x1b]0;green\x07.jpg", "\x1b[31mred"], ["'@blue.jpg", "'=1+1"], ["red.jpg", "-7"]
+    ]  # fmt: skip
+    pty = pytest.importorskip("pty", reason="this system has no terminals of its own")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "metalstm", "predict", "x.safetensors", ".", "--csv", "-"]
+    environment = os.environ | {"METALSTM_CACHE": str(hostile / "cache")}
+    subprocess.run(command, cwd=hostile, env=environment, stdout=theirs, timeout=300, check=True)
+    shown = os.read(ours, 10_000)
+    assert b"\x1b" not in shown
+    assert rb"\x1b]0;green\x07.jpg,\x1b[31mred" in shown
+
+
+def test_names_need_not_be_text(hostile, tmp_path):
+    name = os.fsdecode(b"\xff.jpg")
+    try:
+        (hostile / "red.jpg").rename(hostile / name)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    done = subprocess.run(
+        [sys.executable, "-m", "metalstm", "predict", "x.safetensors", "-", "--csv", "-"],
+        input=b"\xff.jpg\n",
+        cwd=hostile,
+        env=os.environ | {"METALSTM_CACHE": str(tmp_path), "PYTHONUTF8": "1"},
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1].startswith(b"\xff.jpg,-7,")
+
+
+def test_stdin_ends(monkeypatch):
+    monkeypatch.setattr(predict, "MAX_PATHS", 3)
+    assert list(predict.lines(io.StringIO("a\nb\nc"))) == ["a\n", "b\n", "c"]
+    with pytest.raises(UserError) as error:
+        list(predict.lines(io.StringIO("a\n" * 4)))
+    assert str(error.value) == "stdin has more than 3 lines: predict fewer images at a time"
+    if os.path.exists("/dev/zero"):
+        with open("/dev/zero") as zeros, pytest.raises(UserError) as error:
+            list(predict.lines(zeros))
+        assert str(error.value) == "a line on stdin has more than 65,536 characters: write one path on each line"
+
+
 def test_reject_says_none_of_these(made, colors, commands, tmp_path):
     tensors, meta = checkpoint.load(made)
     shy, plain = tmp_path / "shy.safetensors", tmp_path / "plain.safetensors"
@@ -100,4 +173,7 @@ def test_what_predict_refuses(made, commands, tmp_path):
         refusal(made, "x.png", "--csv", "-", "--json", "-") == "--csv - and --json -: only one of them can go to stdout"
     )
     assert refusal(made, tmp_path) == f"{tmp_path} has no images: name a folder with files such as .jpg or .png in it"
+    assert refusal(made, "") == (
+        f"metalstm predict has an empty word after {made}: a name or value is missing, or a variable is not set"
+    )
     assert refusal("nowhere.safetensors", "x.png") == "no checkpoint at nowhere.safetensors"

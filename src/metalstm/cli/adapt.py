@@ -34,13 +34,13 @@ class Adapt(Command):
 
     def run(self) -> None:
         """Learn, save, and report the accuracy."""
+        files = labeled_files(self.images, class_folders(self.images))
         out = self.out or Path(f"{self.images.resolve().name}.safetensors")
         if out.is_dir():
             raise UserError(f"--out {out} is a folder: name a file, for example {out / 'classifier.safetensors'}")
         device = self.common.start()
         from metalstm.classifier import Classifier
 
-        files = labeled_files(self.images, class_folders(self.images))
         labels, paths = [label for label, _ in files], [path for _, path in files]
         classifier = Classifier(self.checkpoint, self.common.seed, device).fit(paths, labels)
         classifier.save(out)

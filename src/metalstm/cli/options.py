@@ -52,6 +52,11 @@ def parse(
     """
     for part in _parts(kind):
         _explain_fields(part)
+    if "" in words:  # as a path, it would be the current folder
+        after = f" after {words[words.index('') - 1]}" if words[0] else ""
+        raise UserError(
+            f"metalstm {name} has an empty word{after}: a name or value is missing, or a variable is not set"
+        )
     if {"-h", "--help"} & {*words}:
         print(_wrapped(about or ""))  # noqa: T201
     defaults: dict[str, Any] = {} if default is None else {"default": default}

@@ -8,8 +8,9 @@ Example: metalstm predict birds.safetensors new/*.jpg --csv -
 import csv
 import io
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +20,12 @@ import tyro
 from metalstm import files
 from metalstm.cli.common import Command, Common, Options
 from metalstm.cli.options import parse
-from metalstm.console import console, results
+from metalstm.console import console, printable, results
 from metalstm.errors import UserError
 
 NONE = "none of these"
+MAX_PATHS = 1_000_000  # that are read from stdin
+MAX_PATH = 2**16  # characters of each
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Predict(Command):
         classifier = Classifier.load(self.classifier, device)
         if self.reject:
             classifier.threshold()  # raises if it has none
-        paths = images.find(self.images, sys.stdin)
+        paths = images.find(self.images, lines(sys.stdin))
         good, probabilities, faults = classifier.predict_files(paths)
         known = classifier.are_known(probabilities) if self.reject else [True] * len(good)
         best = classifier.classes_[probabilities.argmax(1)].tolist()
@@ -75,16 +78,40 @@ class Predict(Command):
 
     def _write(self, answers: list[dict[str, Any]]) -> None:
         """To files or stdout."""
-        lines = [(a["image"], NONE if a["class"] is None else str(a["class"]), a["probability"]) for a in answers]
+        rows = [(a["image"], NONE if a["class"] is None else str(a["class"]), a["probability"]) for a in answers]
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("image", "class", "probability"), *lines])
+        cells = [(_no_formula(image), _no_formula(label), probability) for image, label, probability in rows]
+        csv.writer(text, lineterminator="\n").writerows([("image", "class", "probability"), *cells])
         for place, content in ((self.csv, text.getvalue()), (self.json, json.dumps(answers) + "\n")):
             if place == "-":
-                print(content, end="")  # noqa: T201
+                if isinstance(sys.stdout, io.TextIOWrapper):
+                    sys.stdout.reconfigure(errors="surrogateescape")
+                print(printable(content) if sys.stdout.isatty() else content, end="")  # noqa: T201
             elif place:
                 files.write(Path(place), content.encode("utf-8", "surrogateescape"))
         if "-" not in (self.csv, self.json) and answers:
-            _print_table(lines)
+            _print_table(rows)
+
+
+def lines(file: Any) -> Iterator[str]:
+    """The lines of a text file that may never end.
+
+    Raises:
+        UserError: There are too many, or one is too long.
+    """
+    if isinstance(file, io.TextIOWrapper):
+        file.reconfigure(errors="surrogateescape")  # the name of a file may have any bytes
+    for number, line in enumerate(iter(lambda: file.readline(MAX_PATH + 1), "")):
+        if len(line) > MAX_PATH:
+            raise UserError(f"a line on stdin has more than {MAX_PATH:,} characters: write one path on each line")
+        if number == MAX_PATHS:
+            raise UserError(f"stdin has more than {MAX_PATHS:,} lines: predict fewer images at a time")
+        yield line
+
+
+def _no_formula(cell: str) -> str:
+    """A cell that a spreadsheet takes for text: what looks like a formula, and is no number, gets an apostrophe."""
+    return f"'{cell}" if re.match(r"[=+\-@\t\r](?!\d+(\.\d*)?$)", cell) else cell
 
 
 def _print_table(lines: Sequence[tuple[str, str, float]]) -> None:
@@ -95,7 +122,7 @@ def _print_table(lines: Sequence[tuple[str, str, float]]) -> None:
     table = Table(Column("image", overflow="fold"), "class", Column("probability", justify="right"))
     table.box = box.SIMPLE_HEAD
     for image, label, probability in lines:
-        table.add_row(Text(image), Text(label), f"{100 * probability:.1f} %")
+        table.add_row(Text(printable(image)), Text(printable(label)), f"{100 * probability:.1f} %")
     results().print(table)
 
 

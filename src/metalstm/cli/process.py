@@ -26,7 +26,9 @@ def fail(message: str, status: int) -> NoReturn:
         time.sleep(5 if status == 2 else 1)
         message = f"process {number}: {message}"
     if not (number and status == 130):
-        print(f"metalstm: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+        from metalstm.console import printable
+
+        print(f"metalstm: {printable(' '.join(message.split()))}", file=sys.stderr)  # noqa: T201
     leave(status)
 
 
