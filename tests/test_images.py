@@ -81,6 +81,16 @@ def test_transparency_is_white_and_the_first_frame_of_an_animation_counts(tmp_pa
     assert (PHOTO(path) == [255, 0, 0]).all()
 
 
+def test_tall_transparent_images_lie_on_white(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (600, 10, 4)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    expected = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    for source in (image, write(tmp_path / "x.png", image)):
+        with open_image(source, 16) as opened:
+            assert opened.tobytes() == expected.tobytes()
+    assert (np.asarray(image) == pixels).all(), "the image of the caller is not changed"
+
+
 def png(image: Image.Image) -> bytes:
     content = io.BytesIO()
     image.save(content, "png")

@@ -22,8 +22,9 @@ JUDGED = 64  # height and width in pixels of the copy that decides whether an im
 LOOK_AT = 20  # images that decide whether many images are drawings
 INK = 64  # gray levels between paper and ink; paper is never quite even
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of files; no format that runs programs
-MAX_PIXELS = 50_000_000  # decoded at the same time, by all threads together; one takes up to 20 bytes
+MAX_PIXELS = 50_000_000  # decoded at the same time, by all threads together; one takes up to 16 bytes
 MAX_SIDE = 2**16 - 1  # pixels; the filter of the resizing needs memory for each pixel of a side
+ROWS = 256  # of an image that are put on white paper at a time
 JPEG_SHARE = 3  # a JPEG is decoded at a fraction of its size, but may be in memory whole: 6 bytes for each pixel
 
 
@@ -304,7 +305,7 @@ def _paper(image: "Image.Image") -> np.ndarray:
 
 
 def _plain(image: "Image.Image", in_place: bool = False) -> "Image.Image":
-    """As `open_image` says. `in_place` turns the image itself upright, without a copy of its pixels."""
+    """As `open_image` says. `in_place` changes the image itself, without a copy of its pixels."""
     from PIL import Image, ImageOps
 
     upright = ImageOps.exif_transpose(image, in_place=in_place) or image
@@ -319,8 +320,10 @@ def _plain(image: "Image.Image", in_place: bool = False) -> "Image.Image":
         numbers *= 255
         upright = Image.fromarray(numbers.astype(np.uint8))
     if upright.has_transparency_data:
-        opaque = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(opaque, upright if upright.mode == "RGBA" else upright.convert("RGBA"))
+        upright = upright if in_place and upright.mode == "RGBA" else upright.convert("RGBA")
+        for top in range(0, upright.height, ROWS):  # a whole image of white paper would need as much memory again
+            rows = upright.crop((0, top, upright.width, min(top + ROWS, upright.height)))
+            upright.paste(Image.alpha_composite(Image.new("RGBA", rows.size, "white"), rows), (0, top))
     return upright
 
 
