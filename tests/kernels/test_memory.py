@@ -29,3 +29,28 @@ def test_keep_memory():
     output = subprocess.run([sys.executable, "-c", TRY], capture_output=True, text=True, check=True).stdout
     without, with_it = map(int, output.split())
     assert with_it < without / 10
+
+
+RETURN = """
+from pathlib import Path
+from metalstm import kernels
+import torch
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+
+kernels.keep_memory()
+before = resident()
+large = torch.ones(2**26)  # 256 MB
+del large
+kept = resident() - before
+kernels.return_memory()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
+def test_return_memory():
+    output = subprocess.run([sys.executable, "-c", RETURN], capture_output=True, text=True, check=True).stdout
+    kept, left = map(int, output.split())
+    assert left < kept / 10

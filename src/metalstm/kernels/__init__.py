@@ -6,7 +6,7 @@ file, derives every gradient that is written by hand.
 
 from metalstm.kernels.cell import can_step, step
 from metalstm.kernels.compiler import available, build, disabled
-from metalstm.kernels.memory import keep_memory
+from metalstm.kernels.memory import keep_memory, return_memory
 from metalstm.kernels.norm_pool import can_block
 
-__all__ = ["available", "build", "can_block", "can_step", "disabled", "keep_memory", "step"]
+__all__ = ["available", "build", "can_block", "can_step", "disabled", "keep_memory", "return_memory", "step"]
