@@ -1,10 +1,15 @@
 """The real command `metalstm app`, and what it must leave behind: nothing."""
 
+import http.client
+import json
 import os
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 # `metalstm app`, which logs every host that it looks up or connects to.
 SPY = """
@@ -37,4 +42,36 @@ def end(process: subprocess.Popen[str], folder: Path, number: signal.Signals) ->
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (0, "")
-    assert list(folder.glob("metalstm-*")) == []
+    assert [path.name for path in folder.iterdir()] == ["hosts.txt"]
+
+
+# Requests without a browser
+
+TRAIN = 1  # the number of the event behind "Learn"
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+FILE = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc\r\n--x--\r\n'
+
+
+def ask(url: str, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, bytes]:
+    """Status, headers and body of an answer. A header's name has `_` for `-`."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    content = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    if body is not None and "Content-Type" not in named:
+        named["Content-Type"] = "application/json"
+    connection.request(method, path, content, named)
+    answer = connection.getresponse()
+    result = answer.status, answer.headers, answer.read()
+    connection.close()
+    return result
+
+
+def event(data: Any, session: str = "", **more: Any) -> dict[str, Any]:
+    return {"fn_index": TRAIN, "data": data, "session_hash": session or uuid.uuid4().hex, **more}
+
+
+def outcome(url: str, session: str) -> dict[str, Any]:
+    """The last message of a session's events."""
+    _, _, body = ask(url, "GET", f"/gradio_api/queue/data?session_hash={session}")
+    messages = [json.loads(line.removeprefix("data: ")) for line in body.decode().splitlines() if line]
+    return next(m for m in reversed(messages) if m["msg"] == "process_completed")

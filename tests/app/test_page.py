@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from browser import check_looks, watched
 from helpers import make_folder
@@ -145,3 +145,65 @@ def test_mistakes_are_reported(browser, url, tmp_path):
         button.click()
         page.get_by_text("cannot read").wait_for()
         assert "no image.png" in page.get_by_text("cannot read").inner_text()
+
+
+def test_files_that_are_too_large_are_refused(browser, url, tmp_path):
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(60_000_001)
+    Image.new("RGB", (9, 9)).save(tmp_path / "small.png")
+    with watched(browser) as page:
+        page.goto(url)
+        files = [tmp_path / "large.png", tmp_path / "small.png"]
+        page.locator("#support .card").first.locator("input[type=file]").set_input_files(files)
+        page.get_by_alt_text("small.png").wait_for()
+        refused = page.locator("#support .refused").first
+        expect(refused).to_have_text("large.png: not uploaded, because it is too large or there are too many")
+        assert page.locator("#support .images img").count() == 1
+
+
+SCRIPT = "<img src=x onerror='window.hit = 1'><script>window.hit = 1</script><svg onload='window.hit = 1'>"
+
+
+def test_names_and_metadata_run_no_scripts(browser, url, tmp_path):
+    text = PngImagePlugin.PngInfo()
+    for key in ("Title", "Comment", "XML:com.adobe.xmp"):
+        text.add_itxt(key, SCRIPT)
+    rng = np.random.RandomState(0)
+    for name in ("a", "b"):
+        pixels = rng.randint(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}'><img src=x onerror=hit=1>.png", pnginfo=text)
+    (tmp_path / "x.svg").write_text(f'<svg xmlns="http://www.w3.org/2000/svg" onload="window.hit = 1">{SCRIPT}</svg>')
+    (tmp_path / "x.html").write_text(f"<html><body>{SCRIPT}</body></html>")
+    with watched(browser) as page:
+        page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+        page.goto(url)
+        images = sorted(tmp_path.glob("*.png"))
+        for number, image in enumerate(images):
+            card = page.locator("#support .card").nth(number)
+            card.locator(".name").fill(f"{SCRIPT[:55]}{number}")
+            card.locator("input[type=file]").set_input_files(image)
+            card.locator("img").wait_for()
+        learn(page)
+        page.locator("#query input[type=file]").set_input_files(images)
+        page.locator(".answer").nth(1).wait_for()
+        assert SCRIPT[:30] in page.locator(".answer").first.inner_text()
+        # A file that is no image is named in a message.
+        (tmp_path / f"c{images[0].name[1:]}").write_text("text")
+        page.locator("#query input[type=file]").set_input_files(tmp_path / f"c{images[0].name[1:]}")
+        page.get_by_text("cannot read").wait_for()
+        assert page.evaluate("window.hit") is None
+        # Uploaded pages are downloads, wherever a link to them leads.
+        for name, kind in (("x.svg", "image/svg+xml"), ("x.html", "text/html")):
+            place = page.evaluate(
+                """async ([text, name, type]) => {
+                    const form = new FormData();
+                    form.append("files", new File([text], name, { type }));
+                    const answer = await fetch("/gradio_api/upload", { method: "POST", body: form });
+                    return (await answer.json())[0];
+                }""",
+                [(tmp_path / name).read_text(), name, kind],
+            )
+            answer = page.request.get(f"{url}/gradio_api/file={place}")
+            assert answer.headers["content-type"] == "application/octet-stream"
+            assert answer.headers["content-disposition"].startswith("attachment")
+        assert page.evaluate("window.hit") is None

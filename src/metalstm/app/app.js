@@ -1,7 +1,7 @@
 // The cards of the page: one for each class, with a pad to draw on and the images so far. This code runs inside a
 // gr.HTML of gradio, which provides `element`, `props`, `upload` and `watch`. `props.value` is a list of
-// {name, images}. An image is {url} if it is a drawing, and {url, path} if it is an uploaded file. With `props.query`
-// there is one card, for images to be classified, and its value follows the pen.
+// {name, images}. An image is {url} if it is a drawing, and {url, path} if it is an uploaded file; a file has at most
+// `props.bytes`. With `props.query` there is one card, for images to be classified, and its value follows the pen.
 
 const PIXELS = 280; // side of a pad
 const PEN = PIXELS / 22; // width of a line: a little more than one of the 28 pixels that the learner sees
@@ -22,6 +22,7 @@ const CARD = `
     <button class="clear" title="Clear the pad; press again to remove the images">Clear</button>
     <input type="file" accept="image/*" multiple hidden>
   </div>
+  <p class="refused"></p>
   <div class="images"></div>`;
 
 const MORE = `
@@ -82,7 +83,17 @@ function makeCard({ name, images }) {
   };
   card.drawing = () => (isBlank() ? [] : [{ url: canvas.toDataURL() }]);
   card.open = async (files) => {
-    card.images.push(...(await Promise.all([...files].map((file) => upload(file)))));
+    const refused = [];
+    const send = async (file) => {
+      const image = file.size <= props.bytes && (await upload(file).catch(() => null));
+      if (!image?.path) refused.push(file.name);
+      return image;
+    };
+    card.images.push(...(await Promise.all([...files].map(send))).filter((image) => image?.path));
+    const more = refused.length > 1 ? ` and ${refused.length - 1} more` : "";
+    node.querySelector(".refused").textContent = refused.length
+      ? `${refused[0]}${more}: not uploaded, because it is too large or there are too many`
+      : "";
     show();
   };
 

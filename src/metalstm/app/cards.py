@@ -6,20 +6,37 @@ import os
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from jaxtyping import UInt8
+from msgspec import Meta
 from PIL import Image
 
 from metalstm import data
 from metalstm.errors import UserError
+from metalstm.images import decoding
 
 # The example: characters of meta-test, from scripts that are not in Omniglot either.
 CHARACTERS = ("Lao/U+0E81", "Lao/U+0EA1", "Lao/U+0EA7", "Old Italic/U+1030E", "Old Italic/U+10318")
 N_SHOT = 3  # drawings of each to learn from; the next one is to be classified
 
 Cards = list[dict[str, Any]]  # {"name": ..., "images": [{"url": ...} or {"url": ..., "path": ...}]}, as in app.js
+
+
+class CardImage(msgspec.Struct, omit_defaults=True):
+    """An image of a card as the browser sends it: a drawing in a data URL, or an uploaded file."""
+
+    url: Annotated[str, Meta(max_length=2**20)]
+    path: Annotated[str, Meta(max_length=2**12)] | None = None
+
+
+class Card(msgspec.Struct):
+    """A card as the browser sends it."""
+
+    name: Annotated[str, Meta(max_length=255)]
+    images: Annotated[list[CardImage], Meta(max_length=2000)]
 
 
 def example_cards() -> tuple[Cards, Cards]:
@@ -40,11 +57,18 @@ def read(image: Mapping[str, str]) -> Image.Image | Path:
     """A drawing, or the path of an uploaded file.
 
     Raises:
-        UserError: The path is outside the folder of uploads.
+        UserError: The drawing is not an image, or the path is outside the folder of uploads.
     """
     if "path" not in image:
-        return Image.open(io.BytesIO(base64.b64decode(image["url"].partition(",")[2]))).convert("L")
-    path = Path(image["path"]).resolve()
+        try:
+            with decoding(io.BytesIO(base64.b64decode(image["url"].partition(",")[2]))) as drawing:
+                return drawing.convert("L")
+        except Exception as error:  # Pillow raises nearly anything on broken files
+            raise UserError("This drawing cannot be read.") from error
+    try:
+        path = Path(image["path"]).resolve()
+    except (OSError, ValueError) as error:  # too long, or with a byte 0
+        raise UserError("This file was not uploaded.") from error
     if not path.is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
         raise UserError("This file was not uploaded.")
     return path

@@ -14,8 +14,11 @@ import gradio as gr
 from metalstm.app.answers import NO_ANSWER, answers
 from metalstm.app.cards import Cards, example_cards, read
 from metalstm.app.charts import charts
+from metalstm.app.guard import MAX_FILE
+from metalstm.app.scratch import make_room
 from metalstm.classifier import Classifier
 from metalstm.errors import UserError
+from metalstm.kernels import return_memory
 
 JS = Path(__file__).with_name("app.js")
 
@@ -86,10 +89,14 @@ def train(learner: Classifier, cards: Cards) -> Iterator[tuple[Any, ...]]:
             yield gr.skip(), charts(steps), gr.skip()
     except UserError as error:
         raise _error(str(error)) from error
+    finally:
+        return_memory()  # of large images
     seconds = time.perf_counter() - started
     note = f"Learned from {len(images)} images in {seconds:.1f} s, starting from {Path(classifier.checkpoint_).name}."
-    path = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"])) / "classifier.safetensors"
+    folder = Path(os.environ["GRADIO_TEMP_DIR"])
+    path = Path(tempfile.mkdtemp(dir=folder)) / "classifier.safetensors"
     classifier.save(path)
+    make_room(folder)
     yield classifier, charts(steps, note), gr.DownloadButton(value=path, interactive=True)
 
 
@@ -99,13 +106,16 @@ def classify(classifier: Classifier | None, cards: Cards) -> str:
     Raises:
         gr.Error: An image cannot be read. The page shows the message.
     """
-    images = cards[0]["images"]
+    images = [image for card in cards for image in card["images"]]
     if classifier is None or not images:
         return NO_ANSWER
     try:
         probabilities = classifier.predict_proba([read(image) for image in images])
     except UserError as error:
         raise _error(str(error)) from error
+    finally:
+        if any("path" in image for image in images):  # drawings are small, and follow the pen
+            return_memory()
     known = classifier.are_known(probabilities) if classifier.meta["calibration"] else [True] * len(images)
     return answers(images, [str(name) for name in classifier.classes_], probabilities, known)
 
@@ -118,6 +128,7 @@ def _cards(value: Cards, query: bool) -> gr.HTML:
         apply_default_css=False,
         elem_id="query" if query else "support",
         query=query,
+        bytes=MAX_FILE,
     )
 
 

@@ -1,70 +1,108 @@
-"""The server of the page: its start, its temporary files, its end."""
+"""The server of the page: its start, its port, its end."""
 
-import os
+import contextlib
 import signal
-import tempfile
+import socket
 import threading
+import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 
+import fastapi
 import gradio as gr
+import uvicorn
 from gradio.themes import Base, Soft
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp
 
+from metalstm.app.guard import Guard
 from metalstm.app.page import page
 from metalstm.classifier import Classifier
 from metalstm.console import console
 from metalstm.errors import UserError
 
 HOST = "127.0.0.1"
+PORTS = range(7860, 7960)  # where a free one is looked for
 CSS = Path(__file__).with_name("app.css")
+MAX_SESSIONS = 200  # whose classifiers are kept; then the one that was not used for longest is forgotten
+MAX_EVENTS = 200  # of all sessions that wait
+MAX_CONNECTIONS = 500
+END_SECONDS = 0.5  # for requests that are still answered
 
 
-def serve(learner: Classifier, port: int | None, browser: bool) -> None:
-    """Serve the page until Ctrl-C, or until the terminal is closed.
+def serve(learner: Classifier, folder: Path, port: int | None, browser: bool) -> None:
+    """As `metalstm.app.serve`; uploads go into the folder."""
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    for number in signals:  # SIGINT too: a shell may have it ignored in the background
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with _listening(port) as listener, _answering(guarded(page(learner), folder), listener):
+            url = f"http://{HOST}:{listener.getsockname()[1]}"
+            console.print(f"The page is at {url} until Ctrl-C", soft_wrap=True)
+            if browser:
+                webbrowser.open(url)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        for number in signals:  # the end is not interrupted
+            signal.signal(number, signal.SIG_IGN)
+
+
+def guarded(blocks: gr.Blocks, folder: Path) -> ASGIApp:
+    """The page as an ASGI application, which answers its own browser on this machine and nobody else.
 
     Args:
-        learner: Its settings are those of every classifier that the page trains. It is not changed.
-        port: The port; None takes the first free one from 7860 on.
-        browser: Whether to open the browser.
-
-    Raises:
-        UserError: The port is taken or not allowed.
+        blocks: The page.
+        folder: Where uploads go.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # SIGINT too: a shell may have it ignored in the background
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
-    # gradio requests its own page to see whether it is up. That request must not go through a proxy.
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join([HOST, os.environ.get("NO_PROXY", "")])
-    with tempfile.TemporaryDirectory(prefix="metalstm-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and classifiers, deleted at the end
-        blocks = page(learner)
-        url = _launch(blocks, port, browser)
-        try:
-            console.print(f"The page is at {url} until Ctrl-C", soft_wrap=True)
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            blocks.close(verbose=False)
+    blocks.queue(max_size=MAX_EVENTS)
+    blocks.state_session_capacity = MAX_SESSIONS
+    app = gr.mount_gradio_app(
+        fastapi.FastAPI(openapi_url=None),
+        blocks,
+        path="/",
+        server_name=HOST,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        pwa=False,
+        theme=_theme(),
+        css_paths=CSS,
+    )
+    waiting = blocks._queue.pending_event_ids_session
+    n_inputs = {number: len(event.inputs) for number, event in blocks.fns.items()}
+    guard = Guard(app, folder, n_inputs, lambda session: len(waiting.get(session, ())))
+    # A site whose name an attacker has pointed to this machine sends that name as the host.
+    return TrustedHostMiddleware(guard, [HOST, "localhost"], www_redirect=False)
 
 
-def _launch(blocks: gr.Blocks, port: int | None, browser: bool) -> str:
-    """Start the server in a thread of its own and return its address."""
+def _listening(port: int | None) -> socket.socket:
+    for number in PORTS if port is None else [port]:
+        with contextlib.suppress(OSError):
+            return socket.create_server((HOST, number))
+    name = f"--port {port}" if port else f"every port from {PORTS.start} to {PORTS.stop - 1}"
+    raise UserError(f"{name} is taken or not allowed: pass another, or 0 for the first free one")
+
+
+@contextlib.contextmanager
+def _answering(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
+    """Answer requests in a thread."""
+    config = uvicorn.Config(
+        app,
+        log_level="critical",
+        ws="none",
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=0,
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
     try:
-        _, url, _ = blocks.launch(
-            server_name=HOST,
-            server_port=port,
-            share=False,
-            inbrowser=browser,
-            quiet=True,
-            prevent_thread_lock=True,
-            footer_links=[],
-            run_history=False,
-            ssr_mode=False,
-            pwa=False,
-            theme=_theme(),
-            css_paths=CSS,
-        )
-    except OSError as error:
-        raise UserError(f"--port {port} is taken or not allowed: pass another, or 0 for the first free one") from error
-    return url
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(END_SECONDS)
 
 
 def _theme() -> Base:

@@ -5,8 +5,10 @@ The page is for this machine only. It sends nothing to any other.
 Example: metalstm app
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Annotated
 
 from msgspec import Meta
@@ -32,12 +34,8 @@ class App(Command):
     def run(self) -> None:
         """Serve until Ctrl-C."""
         device = self.common.start()
-        try:
-            import gradio  # noqa: F401
-        except ModuleNotFoundError as error:
-            raise UserError(
-                f"the web page needs {error.name}, which is not installed: pip install 'metalstm[app]'"
-            ) from error
+        if find_spec("gradio") is None:
+            raise UserError("the web page needs gradio, which is not installed: pip install 'metalstm[app]'")
         from metalstm import app, checkpoint
         from metalstm.classifier import Classifier
 
@@ -45,6 +43,7 @@ class App(Command):
             checkpoint.load_method(self.checkpoint)  # complains now, not on the page
         learner = Classifier(self.checkpoint, self.common.seed, device)
         app.serve(learner, self.port or None, self.browser)
+        os._exit(0)  # a thread that still learns is not waited for
 
 
 def command(words: Sequence[str]) -> App:
