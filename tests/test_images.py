@@ -16,7 +16,6 @@ from metalstm.errors import UserError
 from metalstm.images import (
     LOOK_AT,
     Preprocessing,
-    are_drawings,
     center_ink,
     dark_paper,
     find,
