@@ -84,6 +84,7 @@ def build(config: RunConfig) -> Method:
     """The method that a configuration describes, with weights drawn by its seed."""
     generator = torch.Generator().manual_seed(config.seed)
     learner = LEARNERS[config.learner].build(config.learner_settings, config.image_shape, generator)
+    learner = METHODS[config.method].inner_learner(config, learner, generator)
     optimizer = None
     if config.optimizer:
         optimizer = OPTIMIZERS[config.optimizer].build(config.optimizer_settings, learner, generator)

@@ -1,13 +1,17 @@
 """Ways to learn from a support set."""
 
+from metalstm.methods.anil import ANIL, BOIL
 from metalstm.methods.base import Adapted, Method, Network, Recipe, Row, RunConfig, Search, Tuning, Watched
 from metalstm.methods.features import OnFeatures
 from metalstm.methods.finetune import Finetune
 from metalstm.methods.gradient import GradientMethod, InnerLoop, Step
+from metalstm.methods.lslr import ALFA, LSLR, MetaSGDMethod
+from metalstm.methods.maml import FOMAML, MAML
 from metalstm.methods.matching_net import MatchingNet, MatchingNetFCE
 from metalstm.methods.meta_lstm import MetaLearnerLSTM
 from metalstm.methods.pixels import PixelNearestNeighbor
 from metalstm.methods.pretrained import Pretrained
+from metalstm.methods.reptile import Reptile
 
 # What `--method` takes, in the order of the table. A new one is a file in this folder and a line here.
 METHODS: dict[str, type[Method]] = {
@@ -16,6 +20,14 @@ METHODS: dict[str, type[Method]] = {
     "pretrained": Pretrained,
     "matching-net": MatchingNet,
     "matching-net-fce": MatchingNetFCE,
+    "maml": MAML,
+    "fomaml": FOMAML,
+    "anil": ANIL,
+    "boil": BOIL,
+    "reptile": Reptile,
+    "meta-sgd": MetaSGDMethod,
+    "lslr": LSLR,
+    "alfa": ALFA,
     "meta-lstm": MetaLearnerLSTM,
 }
 

@@ -147,6 +147,11 @@ class Method(nn.Module, ABC):
         """
 
     @classmethod
+    def inner_learner(cls, config: RunConfig, learner: Learner, generator: Any) -> Learner:
+        """What `build` and the inner optimizer get for a learner; another one where theta is only a part of it."""
+        return learner
+
+    @classmethod
     def rows(cls) -> tuple[Row, ...]:
         """Its lines of the table."""
         return ()

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from metalstm.errors import unknown
-from metalstm.learners import Conv4, FixedOnce, HeadOnly, Learner
+from metalstm.learners import Conv4, FixedOnce, Learner
 from metalstm.methods.base import Recipe, Row, RunConfig, Tuning
 from metalstm.methods.gradient import Epochs, GradientMethod, InnerLoop
 from metalstm.methods.tuning import Choice, tune_rule
@@ -32,8 +32,6 @@ class Finetune(GradientMethod):
         """Support images in a step; None takes all at once."""
         norm_momentum: Weight = 0.1
         """Weight of the new batch in the running averages."""
-        head_only: bool = False
-        """Train the head and leave the rest as it was pre-trained."""
         rules: tuple[str, ...] = ("sgd",)
         """Fixed rules to choose from on meta-val."""
 
@@ -48,8 +46,6 @@ class Finetune(GradientMethod):
         for rule in config.settings.rules:
             if rule not in RULES:
                 raise unknown("rule", rule, RULES)
-        if config.settings.head_only:
-            learner = HeadOnly(learner, learner.init_body(generator), learner.initial_moments())
         return super().build(config, learner, optimizer, generator)
 
     @classmethod
@@ -72,7 +68,7 @@ class Finetune(GradientMethod):
             Row(f"finetune-{name}", f"{cls.label}, {rule.label}", changes={"rules": (name,)}, paper=paper.get(name, ()))
             for name, rule in RULES.items()
         ]
-        changes = {"rules": tuple(RULES), "head_only": True}
+        changes = {"rules": tuple(RULES), "moves": "head"}
         return (*by_rule, Row("finetune-head", f"{cls.label}, head only", changes=changes))
 
     def tune(self, tuning: Tuning) -> dict[str, Any]:

@@ -14,8 +14,18 @@ from torch.utils.checkpoint import checkpoint
 
 from metalstm.episodes import Episode, Support
 from metalstm.errors import UserError
-from metalstm.learners import Learner
-from metalstm.methods.base import Adapted, Gates, Method, Network, Watched, copy_network, cross_entropy, score
+from metalstm.learners import HeadOnly, Learner
+from metalstm.methods.base import (
+    Adapted,
+    Gates,
+    Method,
+    Network,
+    RunConfig,
+    Watched,
+    copy_network,
+    cross_entropy,
+    score,
+)
 from metalstm.optimizers import InnerOptimizer
 from metalstm.settings import Count, Positive, Weight
 
@@ -45,6 +55,8 @@ class InnerLoop:
     """The same for support sets of fewer than 5 images a class; as `epochs` by default."""
     batch_size: Count | None = 25
     """Support images in a mini-batch of the inner loop, the last one may be smaller; None takes all at once."""
+    moves: Literal["all", "head", "body"] = "all"
+    """The part of the learner that the inner loop changes."""
     order: Literal[1, 2] = 1
     """1: losses and gradients of the learner are constants for the meta-gradient; 2: second derivatives flow, except
     those of running moments."""
@@ -111,11 +123,19 @@ class GradientMethod(Method):
         self.log_scale = None if scale is None else nn.Parameter(torch.tensor(scale).log())
 
     @classmethod
-    def build(cls: type[G], config: Any, learner: Learner, optimizer: InnerOptimizer | None, generator: Any) -> G:
+    def build(cls: type[G], config: RunConfig, learner: Learner, optimizer: InnerOptimizer | None, generator: Any) -> G:
         """The method of a configuration."""
         if optimizer is None:
             raise UserError(f"{config.method} needs an inner optimizer")
         return cls(learner, optimizer, config.n_way, config.settings, generator)
+
+    @classmethod
+    def inner_learner(cls, config: RunConfig, learner: Learner, generator: Any) -> Learner:
+        """The part of a learner that the inner loop changes; only the outer loop, if any, trains the body of a head."""
+        if config.settings.moves != "head":
+            return learner
+        body, moments = learner.init_body(generator), learner.initial_moments()
+        return HeadOnly(learner, body, moments, frozen=not cls.meta_trained)
 
     def theta_0(self, n_way: int) -> Float[Tensor, " n_params"]:
         """The learned initialization for a number of classes.
@@ -288,6 +308,8 @@ class GradientMethod(Method):
     def _step(self, theta: Tensor, moments: Tensor, state: Any, x: Tensor, y: Tensor, train: bool) -> Step:
         settings = self.settings
         loss, grad, batch_moments = self._gradient(theta, x, y, moments if settings.keep_moments else None, train)
+        if settings.moves == "body":
+            grad = torch.cat([grad[..., : self.learner.n_body], torch.zeros_like(grad[..., self.learner.n_body :])], -1)
         if settings.divide_gradient:
             grad = grad / y.shape[-1]
         # Each class is one in n_way of the images of a mean loss. Unscaled, the learned rates diverge with fewer

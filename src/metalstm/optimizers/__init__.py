@@ -1,12 +1,18 @@
 """Inner optimizers: update rules for a learner's parameters."""
 
+from metalstm.optimizers.alfa import Alfa
 from metalstm.optimizers.base import InnerOptimizer
+from metalstm.optimizers.learned_rates import LearnedRates
 from metalstm.optimizers.meta_lstm import MetaLSTM, MetaLSTMState
+from metalstm.optimizers.meta_sgd import MetaSGD
 from metalstm.optimizers.rules import SGD, Adadelta, Adagrad, Adam, Momentum, Rule
 
 # What `--optimizer` takes. A new one is a file in this folder and a line here.
 OPTIMIZERS: dict[str, type[InnerOptimizer]] = {
     "meta-lstm": MetaLSTM,
+    "learned-rates": LearnedRates,
+    "meta-sgd": MetaSGD,
+    "alfa": Alfa,
     "sgd": SGD,
     "momentum": Momentum,
     "adagrad": Adagrad,
@@ -23,9 +29,12 @@ __all__ = [
     "Adadelta",
     "Adagrad",
     "Adam",
+    "Alfa",
     "InnerOptimizer",
+    "LearnedRates",
     "MetaLSTM",
     "MetaLSTMState",
+    "MetaSGD",
     "Momentum",
     "Rule",
 ]

@@ -80,7 +80,7 @@ class SGD(Rule[StepState]):
 
     def init(self, theta: Same) -> StepState:
         """No steps done."""
-        return StepState(_no_steps(theta))
+        return StepState(no_steps(theta))
 
     def update(self, theta: Same, grad: Same, loss: Tensor, state: StepState) -> tuple[Same, StepState]:
         """One step down the gradient; arguments as in `InnerOptimizer.update`."""
@@ -108,7 +108,7 @@ class Momentum(Rule[MomentState]):
 
     def init(self, theta: Same) -> MomentState:
         """At rest."""
-        return MomentState(_no_steps(theta), torch.zeros_like(theta))
+        return MomentState(no_steps(theta), torch.zeros_like(theta))
 
     def update(self, theta: Same, grad: Same, loss: Tensor, state: MomentState) -> tuple[Same, MomentState]:
         """One step; arguments as in `InnerOptimizer.update`."""
@@ -137,7 +137,7 @@ class Adagrad(Rule[MomentState]):
 
     def init(self, theta: Same) -> MomentState:
         """Nothing seen."""
-        return MomentState(_no_steps(theta), torch.zeros_like(theta))
+        return MomentState(no_steps(theta), torch.zeros_like(theta))
 
     def update(self, theta: Same, grad: Same, loss: Tensor, state: MomentState) -> tuple[Same, MomentState]:
         """One step; arguments as in `InnerOptimizer.update`."""
@@ -168,7 +168,7 @@ class Adadelta(Rule[TwoMomentState]):
 
     def init(self, theta: Same) -> TwoMomentState:
         """Nothing seen, nothing done."""
-        return TwoMomentState(_no_steps(theta), torch.zeros_like(theta), torch.zeros_like(theta))
+        return TwoMomentState(no_steps(theta), torch.zeros_like(theta), torch.zeros_like(theta))
 
     def update(self, theta: Same, grad: Same, loss: Tensor, state: TwoMomentState) -> tuple[Same, TwoMomentState]:
         """One step; arguments as in `InnerOptimizer.update`."""
@@ -200,7 +200,7 @@ class Adam(Rule[TwoMomentState]):
 
     def init(self, theta: Same) -> TwoMomentState:
         """Both averages 0."""
-        return TwoMomentState(_no_steps(theta), torch.zeros_like(theta), torch.zeros_like(theta))
+        return TwoMomentState(no_steps(theta), torch.zeros_like(theta), torch.zeros_like(theta))
 
     def update(self, theta: Same, grad: Same, loss: Tensor, state: TwoMomentState) -> tuple[Same, TwoMomentState]:
         """One step; arguments as in `InnerOptimizer.update`."""
@@ -217,5 +217,6 @@ def _root(squares: Tensor) -> Tensor:
     return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
 
 
-def _no_steps(theta: Tensor) -> Tensor:
+def no_steps(theta: Same) -> Steps:
+    """A count of steps for each task, at 0."""
     return theta.new_zeros(*theta.shape[:-1], 1)

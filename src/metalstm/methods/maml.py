@@ -1,0 +1,54 @@
+"""MAML and its first-order variant."""
+
+from dataclasses import replace
+
+from metalstm.learners import Conv4
+from metalstm.methods.base import Recipe, Row
+from metalstm.methods.gradient import GradientMethod, InnerLoop
+from metalstm.methods.meta_lstm import MetaLearnerLSTM
+from metalstm.optimizers import SGD
+from metalstm.settings import TrainingSettings, Traits
+
+
+class MAML(GradientMethod):
+    """A learned theta_0 from which a few steps of plain gradient descent solve a task.
+
+    References:
+        Finn, Abbeel & Levine 2017 (arXiv 1703.03400), algorithm 2.
+    """
+
+    label = "MAML"
+    order = 2
+
+    @classmethod
+    def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
+        """`paper`: the authors' for mini-ImageNet, transductive. `best`: as the Meta-LSTM's, with another optimizer."""
+        if name == "paper":
+            loop = InnerLoop(epochs=5, batch_size=None, order=cls.order, query_norm="batch")
+            training = TrainingSettings(episodes=240_000, meta_batch=4, clip=None)
+            return Recipe(loop, training, "conv4", Conv4.Settings(), "sgd", SGD.Settings(rate=0.01))
+        return cls.like_meta_lstm(traits, n_shot, "sgd", SGD.Settings(rate=0.1))
+
+    @classmethod
+    def like_meta_lstm(cls, traits: Traits, n_shot: int, optimizer: str, settings: object) -> Recipe:
+        """The Meta-LSTM's `best` with 64 filters and another inner optimizer, for a comparison on equal terms."""
+        recipe = MetaLearnerLSTM.recipe("best", traits, n_shot)
+        return replace(
+            recipe,
+            settings=replace(recipe.settings, order=cls.order),
+            learner_settings=replace(recipe.learner_settings, filters=recipe.learner_settings.filters * 2),
+            optimizer=optimizer,
+            optimizer_settings=settings,
+        )
+
+    @classmethod
+    def rows(cls) -> tuple[Row, ...]:
+        """One."""
+        return (Row(cls.label.lower(), cls.label),)
+
+
+class FOMAML(MAML):
+    """MAML with gradients of the learner taken as constants for the meta-gradient."""
+
+    label = "FOMAML"
+    order = 1

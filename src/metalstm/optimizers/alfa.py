@@ -1,0 +1,98 @@
+"""ALFA: rates and decay of each layer, generated from the layer's weights and gradients."""
+
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+from jaxtyping import Float
+from msgspec import Meta
+from torch import Tensor, nn
+
+from metalstm.learners import Learner
+from metalstm.optimizers.base import InnerOptimizer
+from metalstm.optimizers.learned_rates import spread
+from metalstm.optimizers.rules import Same, Steps, no_steps
+from metalstm.settings import Positive
+
+
+class AlfaState(NamedTuple):
+    """Steps done, and the gates of the last one, for pictures."""
+
+    t: Steps
+    f: Same
+    i: Same
+
+
+class Alfa(InnerOptimizer[AlfaState]):
+    """theta <- f * theta - i * grad, with f and i of each layer by a network that sees its mean weight and gradient.
+
+    The network's output multiplies learned tables of one rate and one decay for each layer and step. It starts so that
+    the factors are 1: then, and with f = 1, this is `LearnedRates`.
+
+    Args:
+        learner: Whose layers have rates and decay.
+        steps: Rows of the tables; steps beyond take the last row.
+        start_rate: Where all rates start.
+        generator: Source of the network's weights.
+
+    References:
+        Baik et al. 2020 (arXiv 2011.00209), equations 4 to 6.
+    """
+
+    @dataclass(frozen=True)
+    class Settings:
+        """Tables and network."""
+
+        steps: Annotated[int, Meta(ge=1, le=1000)] = 5
+        """Inner steps that have rates of their own; those beyond take the last ones."""
+        start_rate: Positive = 0.1
+        """Where all learned rates start."""
+
+    label = "ALFA"
+
+    def __init__(
+        self, learner: Learner, steps: int = 5, start_rate: float = 0.1, generator: torch.Generator | None = None
+    ):
+        super().__init__()
+        self.learner = [learner]  # in a list, so that its parameters are not this module's
+        n_layers = len(learner.lengths) + 1
+        self.rates = nn.Parameter(torch.full((steps, n_layers), start_rate))
+        self.keeps = nn.Parameter(torch.ones(steps, n_layers))
+        n_inputs = 2 * n_layers
+        draw = torch.rand(n_inputs, n_inputs, generator=generator)
+        self.hidden_weight = nn.Parameter((2 * draw - 1) * n_inputs**-0.5)
+        self.hidden_bias = nn.Parameter(torch.zeros(n_inputs))
+        self.output_weight = nn.Parameter(torch.zeros(n_inputs, n_inputs))
+        self.output_bias = nn.Parameter(torch.zeros(n_inputs))
+
+    @classmethod
+    def build(cls, settings: Settings, learner: Learner, generator: torch.Generator) -> "Alfa":
+        """ALFA for a learner."""
+        return cls(learner, settings.steps, settings.start_rate, generator)
+
+    def init(self, theta: Same) -> AlfaState:
+        """No steps done."""
+        return AlfaState(no_steps(theta), torch.zeros_like(theta), torch.zeros_like(theta))
+
+    def gates(self, state: AlfaState) -> Float[Tensor, "2 *tasks n_params"]:
+        """The share f of theta that the last step kept, and its rate i."""
+        return torch.stack([state.f, state.i])
+
+    def update(
+        self, theta: Same, grad: Same, loss: Float[Tensor, "*tasks"], state: AlfaState
+    ) -> tuple[Same, AlfaState]:
+        """One step; arguments as in `InnerOptimizer.update`."""
+        lengths = self.learner[0].lengths
+        seen = torch.cat([self._means(grad), self._means(theta)], -1)
+        hidden = torch.relu(seen @ self.hidden_weight.T + self.hidden_bias)
+        by_rate, by_keep = (1 + hidden @ self.output_weight.T + self.output_bias).chunk(2, -1)
+        row = state.t.squeeze(-1).long().clamp(max=len(self.rates) - 1)
+        i = spread(by_rate * self.rates[row], lengths, theta)
+        f = spread(by_keep * self.keeps[row], lengths, theta)
+        return f * theta - i * grad, AlfaState(state.t + 1, f, i)
+
+    def _means(self, values: Same) -> Float[Tensor, "*tasks n_layers"]:
+        """The mean of each layer."""
+        lengths = self.learner[0].lengths
+        parts = values.split([*lengths, values.shape[-1] - sum(lengths)], -1)
+        return torch.stack([part.mean(-1) for part in parts], -1)
