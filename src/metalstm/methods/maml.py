@@ -1,6 +1,7 @@
 """MAML and its first-order variant."""
 
 from dataclasses import replace
+from typing import Literal
 
 from metalstm.learners import Conv4
 from metalstm.methods.base import Recipe, Row
@@ -18,7 +19,7 @@ class MAML(GradientMethod):
     """
 
     label = "MAML"
-    order = 2
+    order: Literal[1, 2] = 2
 
     @classmethod
     def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
