@@ -88,7 +88,7 @@ def test_the_paper_s_baselines(traits, n_shot):
     assert finetune.learner_settings == learner
     loop = finetune.settings
     assert (loop.epochs, loop.batch_size, loop.norm_momentum, loop.rules) == (15, None, 0.1, ("sgd",))
-    assert not loop.head_only
+    assert loop.moves == "all"
     assert finetune.training == TrainingSettings(episodes=0, pretrain=30_000)
     assert (finetune.optimizer, type(finetune.optimizer_settings)) == ("sgd", SGD.Settings)
 

@@ -46,7 +46,7 @@ VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
     ("meta-lstm", "best", {"body_factor": 0.05, "query_scale": 2.0}),
     ("matching-net", "paper", {"dropout": 0.0}),
     ("matching-net", "paper", {"dropout": 0.5}),
-    *(("finetune", "best", {"head_only": True, "optimizer": rule}) for rule in RULES),
+    *(("finetune", "best", {"moves": "head", "optimizer": rule}) for rule in RULES),
 ]
 
 

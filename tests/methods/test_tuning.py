@@ -103,10 +103,10 @@ def test_a_search_goes_on_beyond_an_end_that_is_best(monkeypatch):
     assert max(tried) > choice.rate
 
 
-@pytest.mark.parametrize("head_only", [False, True])
-def test_a_tuned_method_is_what_its_choice_says(head_only):
+@pytest.mark.parametrize("moves", ["all", "head"])
+def test_a_tuned_method_is_what_its_choice_says(moves):
     """The best rule is taken, and the method adapts by it as the search did."""
-    start = method(SGD(0.0), head_only=head_only, rules=("sgd", "adam"), batch_size=2, few_shot_epochs=1)
+    start = method(SGD(0.0), moves=moves, rules=("sgd", "adam"), batch_size=2, few_shot_epochs=1)
     kept = {}
 
     def keep(name, compute):

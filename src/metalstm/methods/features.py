@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from metalstm.episodes import Support
-from metalstm.learners import Learner
-from metalstm.methods.base import Adapted, Method, Network, copy_network, score
+from metalstm.learners import Conv4, Learner
+from metalstm.methods.base import Adapted, Method, Network, Recipe, copy_network, score
 from metalstm.optimizers import InnerOptimizer
+from metalstm.settings import TrainingSettings, Traits
 
 F = TypeVar("F", bound="OnFeatures")
 
@@ -94,3 +95,18 @@ class OnFeatures(Method):
     def network(self) -> Network:
         """The body and the running averages."""
         return Network(self.body.detach(), self.moments)
+
+
+def meta_trained(traits: Traits) -> Recipe:
+    """The recipe that methods on features share: 10,000 episodes from the pre-trained network of all other methods."""
+    training = TrainingSettings(
+        episodes=10_000,
+        lr_decay=True,
+        clip=None,
+        pretrain=0 if traits.built_in else 15_000,
+        rotations=traits.rotations,
+        mirrors=traits.mirrors,
+        val_episodes=300,
+    )
+    learner = Conv4.Settings(filters=64, conv_bias=False, unit_gamma=True, mirror=traits.mirrors)
+    return Recipe(training=training, learner_settings=learner)

@@ -4,12 +4,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from metalstm.errors import unknown
-from metalstm.learners import Conv4, FixedOnce, Learner
+from metalstm.learners import FixedOnce, Learner
 from metalstm.methods.base import Recipe, Row, RunConfig, Tuning
 from metalstm.methods.gradient import Epochs, GradientMethod, InnerLoop
+from metalstm.methods.pretrained import on_pretrained
 from metalstm.methods.tuning import Choice, tune_rule
 from metalstm.optimizers import RULES, SGD, InnerOptimizer
-from metalstm.settings import Count, TrainingSettings, Traits, Weight
+from metalstm.settings import Count, Traits, Weight
 
 
 class Finetune(GradientMethod):
@@ -51,14 +52,8 @@ class Finetune(GradientMethod):
     @classmethod
     def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
         """The pre-training of `pretrained`, all layers, SGD."""
-        mini_batches = 30_000 if name == "paper" else 15_000
-        paper = TrainingSettings(episodes=0, pretrain=mini_batches)
-        recipe = Recipe(cls.Settings(), paper, "conv4", Conv4.Settings(filters=64), "sgd", SGD.Settings())
-        if name == "paper":
-            return recipe
-        learner = Conv4.Settings(filters=64, conv_bias=False, unit_gamma=True, mirror=traits.mirrors)
-        training = replace(paper, rotations=traits.rotations, mirrors=traits.mirrors)
-        return replace(recipe, learner_settings=learner, training=training)
+        recipe = on_pretrained(name, traits)
+        return replace(recipe, settings=cls.Settings(), optimizer="sgd", optimizer_settings=SGD.Settings())
 
     @classmethod
     def rows(cls) -> tuple[Row, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metalstm.episodes import Support
 from metalstm.learners import Conv4, Learner
 from metalstm.methods.base import Adapted, Recipe, Row
-from metalstm.methods.features import OnFeatures
+from metalstm.methods.features import OnFeatures, meta_trained
 from metalstm.settings import Positive, TrainingSettings, Traits
 
 
@@ -37,26 +37,10 @@ class MatchingNet(OnFeatures):
     @classmethod
     def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
         """`paper`: the authors'. `best`: from a pre-trained network, as the Meta-LSTM, with a softmax over cosines."""
-        paper = Recipe(
-            cls.Settings(class_score="sum"),
-            TrainingSettings(episodes=75_000, lr=1e-4, clip=None),
-            "conv4",
-            Conv4.Settings(filters=64, dropout=0.1),
-        )
         if name == "paper":
-            return paper
-        training = replace(
-            paper.training,
-            pretrain=0 if traits.built_in else 15_000,
-            episodes=10_000,
-            lr=1e-3,
-            lr_decay=True,
-            val_episodes=300,
-            mirrors=traits.mirrors,
-            rotations=traits.rotations,
-        )
-        learner = replace(paper.learner_settings, conv_bias=False, unit_gamma=True, dropout=0.0, mirror=traits.mirrors)
-        return replace(paper, settings=cls.Settings(scale=10.0), training=training, learner_settings=learner)
+            training = TrainingSettings(episodes=75_000, lr=1e-4, clip=None)
+            return Recipe(cls.Settings(class_score="sum"), training, "conv4", Conv4.Settings(filters=64, dropout=0.1))
+        return replace(meta_trained(traits), settings=cls.Settings(scale=10.0))
 
     @classmethod
     def rows(cls) -> tuple[Row, ...]:

@@ -32,8 +32,7 @@ class Reptile(MAML):
 
         The mean over tasks.
         """
-        step = self._last(batch.support, train=True)
+        adapted = self._adapt(batch.support, self.settings.train_query_norm, train=True)
         theta_0 = self.theta_0(batch.support.n_way)
-        loss = (theta_0 - step.theta.detach()).square().sum(-1).mean() / 2
-        adapted = self.finish(step, batch.support, self.settings.train_query_norm, train=True)
+        loss = (theta_0 - adapted["theta"].detach()).square().sum(-1).mean() / 2
         return loss, score(self.logits(adapted, batch.query.x, train=True), batch.query.y)[1]
