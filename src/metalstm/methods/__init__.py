@@ -13,6 +13,7 @@ from metalstm.methods.matching_net import MatchingNet, MatchingNetFCE
 from metalstm.methods.meta_lstm import MetaLearnerLSTM
 from metalstm.methods.pixels import PixelNearestNeighbor
 from metalstm.methods.pretrained import Pretrained
+from metalstm.methods.protonet import ProtoNet
 from metalstm.methods.r2d2 import R2D2
 from metalstm.methods.reptile import Reptile
 
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "logistic": Logistic,
     "matching-net": MatchingNet,
     "matching-net-fce": MatchingNetFCE,
+    "protonet": ProtoNet,
     "r2d2": R2D2,
     "maml": MAML,
     "fomaml": FOMAML,
@@ -42,6 +44,7 @@ __all__ = [
     "Adapted",
     "GradientMethod",
     "InnerLoop",
+    "MetaLearnerLSTM",
     "Method",
     "Network",
     "OnFeatures",
