@@ -48,7 +48,7 @@ def test_all_layers_are_trained_as_by_torch():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_head_alone_is_trained_on_the_features_of_the_pre_training(rule):
-    run = config("finetune", optimizer=rule, head_only=True, epochs=3, rate=0.05, batch_size=None)
+    run = config("finetune", optimizer=rule, moves="head", epochs=3, rate=0.05, batch_size=None)
     method, of = pretrained(run), episode(())
     body, moments = method.network()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_the_head_alone_is_trained_on_the_features_of_the_pre_training(rule):
 
 
 def test_it_starts_from_the_network_that_others_start_from():
-    whole, head = (config("finetune", head_only=on) for on in (False, True))
+    whole, head = (config("finetune", moves=part) for part in ("all", "head"))
     assert recipes.pretraining(whole) == recipes.pretraining(head)
     one, other = pretrained(whole).network(), pretrained(head).network()
     assert all(map(torch.equal, one, other))
@@ -97,9 +97,9 @@ def tuning(kept: dict[str, dict]) -> Tuning:
     return Tuning(lambda number: episode((1,), seed=number), Search(2, 3, (1, 4)), keep)
 
 
-@pytest.mark.parametrize("head_only", [False, True])
-def test_the_best_rule_is_chosen_with_its_rate_decay_and_steps(head_only):
-    run = config("finetune", head_only=head_only, rules=("sgd", "adam"))
+@pytest.mark.parametrize("moves", ["all", "head"])
+def test_the_best_rule_is_chosen_with_its_rate_decay_and_steps(moves):
+    run = config("finetune", moves=moves, rules=("sgd", "adam"))
     method = pretrained(run)
     before, kept = copy.deepcopy(method.state_dict()), {}
     settings, optimizer = method.settings, method.optimizer
@@ -125,7 +125,7 @@ def test_the_best_rule_is_chosen_with_its_rate_decay_and_steps(head_only):
 
 
 def test_a_search_embeds_each_image_once_if_the_head_alone_is_trained(monkeypatch):
-    method = pretrained(config("finetune", head_only=True))
+    method = pretrained(config("finetune", moves="head"))
     seen, original = [], Conv4.features
 
     def features(self, theta, x, *rest, **more):
@@ -152,4 +152,4 @@ def test_the_rows_of_the_table_are_the_rules_and_the_head():
     rows = {row.name: row for row in Finetune.rows()}
     assert list(rows) == [*(f"finetune-{rule}" for rule in RULES), "finetune-head"]
     assert rows["finetune-sgd"].paper == ((28.86, 0.54), (49.79, 0.79))
-    assert rows["finetune-head"].changes == {"rules": tuple(RULES), "head_only": True}
+    assert rows["finetune-head"].changes == {"rules": tuple(RULES), "moves": "head"}

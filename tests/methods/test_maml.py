@@ -1,14 +1,16 @@
 """MAML and its relatives: what their papers say of them, held against each other and against differences."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from metalstm import recipes
 from metalstm.methods import GradientMethod
-from tests.tiny import batch, build, config, episode
+from tiny import batch, build, config, episode
 
 
-def method_of(name: str, **changes: object) -> GradientMethod:
+def method_of(name: str, **changes: Any) -> GradientMethod:
     """With all classes' heads their own, so that nothing about theta_0 is symmetric."""
     changes = {"shared_head": False, "keep_moments": False, "query_norm": "support", "mirror": False, **changes}
     changes["start_rate" if name in ("meta-sgd", "lslr", "alfa") else "rate"] = 0.01
@@ -48,11 +50,13 @@ def test_first_order_leaves_second_derivatives_out():
 
 @pytest.mark.parametrize("name", ["meta-sgd", "lslr", "alfa"])
 def test_learned_rates_that_are_all_one_number_are_maml(name):
-    """ALFA's network starts so that it changes nothing."""
-    changes = {"shared_head": False, "keep_moments": False}
+    """ALFA's with a network that changes nothing."""
+    changes: dict[str, Any] = {"shared_head": False, "keep_moments": False}
     maml = recipes.build(config("maml", rate=0.07, **changes)).double()
     other = recipes.build(config(name, start_rate=0.07, **changes)).double()
     own = {key: value for key, value in other.state_dict().items() if key.startswith("optimizer.")}
+    if name == "alfa":
+        own["optimizer.output_weight"].zero_()
     other.load_state_dict(maml.state_dict() | own)
     one, two = (method.logits(method.adapt(episode().support), episode().query.x) for method in (maml, other))
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)  # 0.07 is rounded to float32 in a table
@@ -77,21 +81,57 @@ def test_the_gradient_of_reptile_is_the_way_from_theta_0():
     torch.testing.assert_close(torch.cat([grads["body_0"], grads["head_0"].flatten()]), expected)
 
 
-def test_the_inner_loop_of_anil_moves_the_head_alone():
-    method = method_of("anil", query_norm="running")
-    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    adapted = method.adapt(episode().support)
-    assert adapted["theta"].shape[-1] == method.head_0.numel()
-    assert all(torch.equal(before[name], tensor) for name, tensor in method.state_dict().items())
-    assert gradients(method)["learner.body"].abs().max() > 0, "the outer loop trains the body"
+def test_reptile_reports_the_query_loss():
+    reptile, maml = method_of("reptile"), method_of("fomaml", query_scale=None)
+    maml.load_state_dict(reptile.state_dict())
+    for one, other in zip(reptile(episode()), maml(episode()), strict=True):
+        torch.testing.assert_close(one, other)
 
 
-def test_the_inner_loop_of_boil_leaves_the_head_alone():
-    method = method_of("boil")
-    theta, start = method.adapt(episode().support)["theta"], method.theta_0(3)
+@pytest.mark.parametrize("optimizer", ["sgd", "meta-lstm", "alfa"])
+@pytest.mark.parametrize("moves", ["head", "body"])
+def test_the_inner_loop_leaves_the_rest_as_it_was(moves, optimizer):
+    """Even where the rule shrinks what has no gradient."""
+    method = build(config("maml", optimizer=optimizer, moves=moves, shared_head=False, keep_moments=False))
+    assert isinstance(method, GradientMethod)
+    theta, start = method.adapt(episode().support)["theta"], method.theta_0(3).expand(2, -1)
     n_body = method.learner.n_body
-    assert torch.equal(theta[..., n_body:], start[n_body:].expand(2, -1))
-    assert not torch.allclose(theta[..., :n_body], start[:n_body].expand(2, -1))
+    parts = {"body": (theta[..., :n_body], start[..., :n_body]), "head": (theta[..., n_body:], start[..., n_body:])}
+    for part, (after, before) in parts.items():
+        assert torch.equal(after, before) == (part != moves)
+
+
+def test_anil_embeds_each_image_once_or_at_each_step():
+    """Once if the moments that normalize are those of the pre-training; both give the same where these are."""
+    once, each = (
+        config("anil", keep_moments=True, query_norm="running", query_scale=None, moves=m) for m in ("head", "all")
+    )
+    fast, slow = build(once), build(each)
+    assert isinstance(fast, GradientMethod)
+    assert isinstance(slow, GradientMethod)
+    slow = slow.with_inner_loop(moves="head")
+    body, moments = fast.learner.get_parameter("body"), fast.learner.get_buffer("moments")
+    slow.load_state_dict({"body_0": body, "moments_0": moments, "head_0": fast.head_0})
+    of = episode()
+    adapted, whole = fast.adapt(of.support), slow.adapt(of.support)
+    assert adapted["theta"].shape[-1] == 3 * fast.head_0.numel()
+    torch.testing.assert_close(slow.logits(whole, of.query.x), fast.logits(adapted, of.query.x))
+    fast(of)[0].backward()
+    slow(of)[0].backward()
+    assert body.grad is not None
+    assert body.grad.any(), "the outer loop trains the body"
+    torch.testing.assert_close(slow.body_0.grad, body.grad)
+
+
+@pytest.mark.parametrize("name", ["boil", "reptile"])
+def test_the_body_learns_from_a_pre_trained_network_on(name):
+    """By more than rounding: heads that are all alike, or 0, would pass no gradient."""
+    method = build(config(name))
+    assert isinstance(method, GradientMethod)
+    method.start_from(method.network())
+    grads = gradients(method)
+    assert grads["body_0"].abs().max() > 1e-6
+    assert grads["head_0"].abs().max() > 1e-6
 
 
 def test_the_paper_s_maml_is_transductive_and_says_so():

@@ -1,6 +1,7 @@
 """Methods that compare or regress features: against slow, obvious versions and scikit-learn."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from metalstm.methods import METHODS, OnFeatures, Search, Tuning
 from metalstm.methods.class_means import class_means, squared_distances
 from metalstm.methods.logistic import solve
 from metalstm.settings import Traits
-from tests.tiny import batch, build, config, episode, random
+from tiny import batch, build, config, episode, random
 
 UNEQUAL = torch.tensor([0, 2, 1, 0, 0, 2])  # 3, 1 and 2 images of three classes
 
@@ -22,7 +23,7 @@ def support_of(x: torch.Tensor, y: torch.Tensor = UNEQUAL) -> Support:
     return Support(x[..., None, None], y, 3)
 
 
-def rule(name: str, **changes: object) -> OnFeatures:
+def rule(name: str, **changes: Any) -> OnFeatures:
     method = build(config(name, **changes))
     assert isinstance(method, OnFeatures)
     return method

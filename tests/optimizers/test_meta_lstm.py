@@ -379,4 +379,5 @@ def test_gates_are_those_of_the_last_update():
         recorded[1:], replay(meta, start, recorded), replay(meta, start, recorded)[1:], strict=False
     ):
         forget, rate = meta.gates(state)
+        assert ((forget > 0) & (forget <= 1) & (rate > 0) & (rate <= 1)).all()
         torch.testing.assert_close(after, forget * before - rate * grad)

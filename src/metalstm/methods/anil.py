@@ -10,8 +10,6 @@ from metalstm.settings import Traits
 class ANIL(MAML):
     """MAML whose inner loop changes the head alone; the outer loop trains the body.
 
-    The body normalizes by the moments of the pre-training, so that without one it has none.
-
     References:
         Raghu et al. 2020 (arXiv 1909.09157), section 4.
     """
@@ -27,7 +25,9 @@ class ANIL(MAML):
 
 
 class BOIL(ANIL):
-    """MAML whose inner loop changes all but the head.
+    """MAML whose inner loop changes all but the head, which the outer loop trains.
+
+    Each class has a head row of its own: the gradient of the body is 0 if all rows are alike.
 
     References:
         Oh et al. 2021 (arXiv 2008.08882).
@@ -35,3 +35,9 @@ class BOIL(ANIL):
 
     label = "BOIL"
     moves = "body"
+
+    @classmethod
+    def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
+        """As MAML's, with a head row for each class."""
+        recipe = super().recipe(name, traits, n_shot)
+        return replace(recipe, settings=replace(recipe.settings, shared_head=False))

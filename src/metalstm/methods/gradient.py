@@ -56,7 +56,7 @@ class InnerLoop:
     batch_size: Count | None = 25
     """Support images in a mini-batch of the inner loop, the last one may be smaller; None takes all at once."""
     moves: Literal["all", "head", "body"] = "all"
-    """The part of the learner that the inner loop changes."""
+    """The part of the learner that the inner loop changes. With `keep_moments`, `head` embeds each image once."""
     order: Literal[1, 2] = 1
     """1: losses and gradients of the learner are constants for the meta-gradient; 2: second derivatives flow, except
     those of running moments."""
@@ -131,8 +131,8 @@ class GradientMethod(Method):
 
     @classmethod
     def inner_learner(cls, config: RunConfig, learner: Learner, generator: Any) -> Learner:
-        """The part of a learner that the inner loop changes; only the outer loop, if any, trains the body of a head."""
-        if config.settings.moves != "head":
+        """The head alone, if it is all that moves and features do not depend on the episode's moments."""
+        if config.settings.moves != "head" or (cls.meta_trained and not config.settings.keep_moments):
             return learner
         body, moments = learner.init_body(generator), learner.initial_moments()
         return HeadOnly(learner, body, moments, frozen=not cls.meta_trained)
@@ -250,10 +250,14 @@ class GradientMethod(Method):
         return {"lr": rest, **groups}
 
     def start_from(self, network: Network) -> None:
-        """Take the body and the moments; the head starts at 0: a few steps are too few to undo a random head."""
+        """Take the body and the moments; a head that moves starts at 0: a few steps are too few to undo a random one.
+
+        A head that does not move stays random, since no gradient passes a head of zeros.
+        """
         copy_network(network, *self._network())
-        with torch.no_grad():
-            self.head_0.zero_()
+        if self.settings.moves != "body":
+            with torch.no_grad():
+                self.head_0.zero_()
 
     def network(self) -> Network:
         """The body that it starts from, and its moments."""
@@ -308,8 +312,6 @@ class GradientMethod(Method):
     def _step(self, theta: Tensor, moments: Tensor, state: Any, x: Tensor, y: Tensor, train: bool) -> Step:
         settings = self.settings
         loss, grad, batch_moments = self._gradient(theta, x, y, moments if settings.keep_moments else None, train)
-        if settings.moves == "body":
-            grad = torch.cat([grad[..., : self.learner.n_body], torch.zeros_like(grad[..., self.learner.n_body :])], -1)
         if settings.divide_gradient:
             grad = grad / y.shape[-1]
         # Each class is one in n_way of the images of a mean loss. Unscaled, the learned rates diverge with fewer
@@ -317,7 +319,15 @@ class GradientMethod(Method):
         n_way = self.learner.n_way(theta)
         if n_way != self.n_way:
             grad = grad * (n_way / self.n_way)
-        theta, state = self.optimizer.update(theta, grad, loss, state)
+        new, state = self.optimizer.update(theta, grad, loss, state)
+        n_body = self.learner.n_body
+        match settings.moves:
+            case "all":
+                theta = new
+            case "head":
+                theta = torch.cat([theta[..., :n_body], new[..., n_body:]], -1)
+            case "body":
+                theta = torch.cat([new[..., :n_body], theta[..., n_body:]], -1)
         if not settings.keep_moments:
             batch_moments = self.learner.unbiased(batch_moments, y.shape[-1], train)
             moments = moments.lerp(batch_moments, settings.norm_momentum)

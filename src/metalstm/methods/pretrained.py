@@ -119,5 +119,7 @@ class Pretrained(OnFeatures):
 def on_pretrained(name: str, traits: Traits) -> Recipe:
     """The recipe of a method that takes the pre-trained network as it is and meta-trains nothing."""
     own = Pretrained.recipe(name, traits, 1)
-    training = replace(own.training, episodes=0, pretrain=own.training.episodes, lr_decay=False)
+    training = TrainingSettings(
+        episodes=0, pretrain=own.training.episodes, rotations=own.training.rotations, mirrors=own.training.mirrors
+    )
     return Recipe(training=training, learner=own.learner, learner_settings=own.learner_settings)

@@ -26,8 +26,8 @@ class AlfaState(NamedTuple):
 class Alfa(InnerOptimizer[AlfaState]):
     """theta <- f * theta - i * grad, with f and i of each layer by a network that sees its mean weight and gradient.
 
-    The network's output multiplies learned tables of one rate and one decay for each layer and step. It starts so that
-    the factors are 1: then, and with f = 1, this is `LearnedRates`.
+    The network's output multiplies learned tables of one rate and one decay for each layer and step. Its last weights
+    start small, so that the factors are about 1. With factors of 1 and f = 1, this is `LearnedRates`.
 
     Args:
         learner: Whose layers have rates and decay.
@@ -59,10 +59,10 @@ class Alfa(InnerOptimizer[AlfaState]):
         self.rates = nn.Parameter(torch.full((steps, n_layers), start_rate))
         self.keeps = nn.Parameter(torch.ones(steps, n_layers))
         n_inputs = 2 * n_layers
-        draw = torch.rand(n_inputs, n_inputs, generator=generator)
-        self.hidden_weight = nn.Parameter((2 * draw - 1) * n_inputs**-0.5)
+        hidden, output = (2 * torch.rand(2, n_inputs, n_inputs, generator=generator) - 1) * n_inputs**-0.5
+        self.hidden_weight = nn.Parameter(hidden)
         self.hidden_bias = nn.Parameter(torch.zeros(n_inputs))
-        self.output_weight = nn.Parameter(torch.zeros(n_inputs, n_inputs))
+        self.output_weight = nn.Parameter(0.01 * output)  # with weights of 0, the hidden layer has no gradient
         self.output_bias = nn.Parameter(torch.zeros(n_inputs))
 
     @classmethod
