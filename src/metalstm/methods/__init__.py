@@ -2,6 +2,7 @@
 
 from metalstm.methods.anil import ANIL, BOIL
 from metalstm.methods.base import Adapted, Method, Network, Recipe, Row, RunConfig, Search, Tuning, Watched
+from metalstm.methods.baseline_pp import BaselinePlusPlus
 from metalstm.methods.class_means import ClassMeans
 from metalstm.methods.features import OnFeatures
 from metalstm.methods.finetune import Finetune
@@ -15,6 +16,7 @@ from metalstm.methods.pixels import PixelNearestNeighbor
 from metalstm.methods.pretrained import Pretrained
 from metalstm.methods.protonet import ProtoNet
 from metalstm.methods.r2d2 import R2D2
+from metalstm.methods.relation_net import RelationNet
 from metalstm.methods.reptile import Reptile
 
 # What `--method` takes, in the order of the table. A new one is a file in this folder and a line here.
@@ -24,9 +26,11 @@ METHODS: dict[str, type[Method]] = {
     "pretrained": Pretrained,
     "class-means": ClassMeans,
     "logistic": Logistic,
+    "baseline-pp": BaselinePlusPlus,
     "matching-net": MatchingNet,
     "matching-net-fce": MatchingNetFCE,
     "protonet": ProtoNet,
+    "relation-net": RelationNet,
     "r2d2": R2D2,
     "maml": MAML,
     "fomaml": FOMAML,

@@ -197,6 +197,13 @@ class Method(nn.Module, ABC):
         """
         raise UserError(f"{self.label} has no network that could be pre-trained: pass --pretrain 0")
 
+    def look_at(self, images: ImagesByClass) -> None:
+        """Take from meta-train images what it needs to know of them, once, before it is trained and validated.
+
+        Args:
+            images: The meta-train classes. What is taken must not depend on chance; buffers keep it.
+        """
+
     def network(self) -> Network:
         """The network that other methods can start from.
 

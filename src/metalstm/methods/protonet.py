@@ -63,7 +63,7 @@ class ProtoNet(OnFeatures):
 
     def fit(self, features: Float[Tensor, "*tasks n_support n_features"], support: Support) -> Adapted:
         """The mean embedding of each class, its prototype."""
-        return {"prototypes": class_means(features, support)}
+        return {"prototypes": class_means(features, support.y, support.n_way)}
 
     def scores(
         self, adapted: Adapted, features: Float[Tensor, "*tasks n_query n_features"]

@@ -83,6 +83,8 @@ def train(
         console.print(f"{out}: going on after episode {at.episode:,}", soft_wrap=True)
     elif config.training.pretrain:
         at.seconds = _start_from_pretraining(method, config, meta_sets, folder, pretrained, device)
+    if not state:
+        method.look_at(meta_sets.splits["meta-train"])
     if config.training.episodes <= at.episode - config.training.meta_batch:
         raise UserError(f"{out} is {at.episode:,} episodes long already: pass at least as many --episodes")
     is_done = _is_done(config.training, at)
