@@ -5,6 +5,7 @@ The tests iterate over the tables themselves: a new line there is tested here wi
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import product
@@ -14,10 +15,11 @@ import pytest
 import torch
 
 from metalstm import checkpoint, recipes
+from metalstm.data import DATASETS
 from metalstm.episodes import Episode, Query
 from metalstm.errors import UserError
 from metalstm.learners import LEARNERS
-from metalstm.methods import METHODS, Method, Network, Recipe, RunConfig
+from metalstm.methods import METHODS, GradientMethod, Method, Network, Recipe, RunConfig
 from metalstm.optimizers import OPTIMIZERS, RULES
 from metalstm.settings import Traits, from_dict, to_dict
 from tiny import (
@@ -131,6 +133,18 @@ def test_recipes_are_allowed_whatever_the_data(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_the_inner_loop_trains_what_it_says(name):
+    method = build(config(name))
+    part = method.trained_part()
+    assert isinstance(method, GradientMethod) or part in ("nothing", "head")
+    if isinstance(method, GradientMethod):
+        support, n_body = episode().support, method.learner.n_body
+        moved = method.adapt(support)["theta"] != method.start(support).theta
+        assert moved[..., n_body:].any() == (part != "body")
+        assert moved[..., :n_body].any() == (part != "head")
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_rows_of_the_table_are_runs(name):
     assert METHODS[name].label
     for row in METHODS[name].rows():
@@ -138,7 +152,11 @@ def test_rows_of_the_table_are_runs(name):
         recipes.with_changes(RunConfig(**values_of(named), method=name, recipe=row.recipe), dict(row.changes))
         assert row.label
         assert row.ways
-        assert len(row.paper) in (0, 2), "at 1 and at 5 shots"
+        for published in row.published:
+            assert published.source
+            assert published.data in DATASETS
+            assert all(0 < figure[0] < 100 and len(figure) in (1, 2) for figure in published.figures.values())
+            assert all(re.fullmatch(r"\d+w\d+s", task) for task in published.figures)
 
 
 def test_rows_of_the_table_have_different_names():

@@ -151,5 +151,6 @@ def test_what_is_kept_is_not_searched_again():
 def test_the_rows_of_the_table_are_the_rules_and_the_head():
     rows = {row.name: row for row in Finetune.rows()}
     assert list(rows) == [*(f"finetune-{rule}" for rule in RULES), "finetune-head"]
-    assert rows["finetune-sgd"].paper == ((28.86, 0.54), (49.79, 0.79))
+    (published,) = rows["finetune-sgd"].published
+    assert published.figures == {"5w1s": (28.86, 0.54), "5w5s": (49.79, 0.79)}
     assert rows["finetune-head"].changes == {"rules": tuple(RULES), "moves": "head"}

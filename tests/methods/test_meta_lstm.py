@@ -96,4 +96,5 @@ def test_rows_of_the_table():
         ("meta-lstm", "best", {}),
         ("meta-lstm-64", "best", {"filters": 64}),
     ]
-    assert rows[0].paper == ((43.44, 0.77), (60.60, 0.71))
+    (published,) = rows[0].published
+    assert (published.data, published.figures) == ("mini-imagenet", {"5w1s": (43.44, 0.77), "5w5s": (60.60, 0.71)})

@@ -30,7 +30,7 @@ def files(table) -> dict[Path, int]:
 def test_trained_in_bf16_tested_in_fp32(small_table):
     table = replace(small_table, precision="bf16")
     made = making.make_cell(table, Cell(row("nearest-neighbor"), Task(5, 1)))
-    assert (made["precision"], made["train_precision"]) == ("fp32", "bf16")
+    assert (made["precision"], made["terms"]["config"]["learner_settings"]["precision"]) == ("fp32", "bf16")
     tested = checkpoint.load_method(table.out / "checkpoints" / "nearest-neighbor-5w1s.safetensors")[1]
     trained = checkpoint.load_method(table.out / "runs" / "start-best-64f-5w5s")[1]
     assert (tested.learner_settings.precision, trained.learner_settings.precision) == ("fp32", "bf16")
@@ -69,6 +69,34 @@ def test_a_tuned_row_is_what_its_choice_says(small_table, name):
     assert config.settings.epochs == chosen["steps"]
     parts = {path.name for path in (small_table.out / "runs" / f"{name}-5w1s").glob("tuned-*.json")}
     assert parts == {f"tuned-{rule}.json" for rule in row(name).changes["rules"]}
+
+
+def test_a_result_has_its_terms(small_table):
+    """Read from the run folders: the start and its cost, the own training and its cost, what tuning had."""
+    made = {
+        name: making.make_cell(small_table, Cell(row(name), Task(5, 1)))["terms"]
+        for name in ("nearest-neighbor", "finetune-head", "matching-net", "matching-net-paper", "logistic")
+    }
+    start = small_table.out / "runs" / "start-best-64f-5w5s"
+    end = run_folder.last_line(start)
+    expected = {
+        "run": start.name,
+        "sha256": checkpoint.sha256(start / "best.safetensors"),
+        "steps": 4,
+        "seconds": end["seconds"],
+    }
+    assert [each["start"] for each in made.values()] == [expected, expected, expected, None, expected]
+    assert [each["episodes"] for each in made.values()] == [0, 0, 4, 4, 0]
+    assert [each["validations"] for each in made.values()] == [2, 1, 2, 2, 1]
+    assert [(each["part"], each["steps"] > 0) for each in made.values()] == [
+        ("nothing", False), ("head", True), ("nothing", False), ("nothing", False), ("head", False)
+    ]  # fmt: skip
+    for name, each in made.items():
+        assert (each["seconds"] > 0) == (each["episodes"] > 0)
+        is_tuned = name in ("finetune-head", "logistic")
+        assert (each["tuning_seconds"] > 0) == (each["search"] is not None) == is_tuned
+        assert each["config"]["method"] == row(name).method
+    assert made["logistic"]["search"]["many"] == small_table.budget.search.many
 
 
 def test_a_cell_that_was_interrupted_goes_on(small_table, monkeypatch):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from metalstm import recipes
+from metalstm.data import DATASETS
 from metalstm.errors import UserError
 from metalstm.learners import LEARNERS
 from metalstm.table import ROWS, Budget, Cell, Table, Task, select
@@ -55,6 +56,12 @@ def test_pretrainings_are_chosen_by_the_hardest_column(small_sets, tmp_path):
         chosen_by = start.config.n_way, start.config.n_shot, start.config.training.within_group
         assert Task(*chosen_by) == hardest
         assert not table.main_task.within_group
+
+
+def test_columns_of_the_data_sets():
+    five = ((5, 1), (5, 5))
+    columns = {name: dataset.tasks for name, dataset in DATASETS.items()}
+    assert columns == {**dict.fromkeys(DATASETS, five), "omniglot": (*five, (20, 1), (20, 5))}
 
 
 def test_rows_of_one_network_share_a_pretraining_at_all_tasks(small_table):

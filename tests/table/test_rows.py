@@ -44,8 +44,18 @@ def test_rows_of_a_task(n_way):
 
 
 def test_select():
-    assert select(None) == ROWS
-    assert [row.name for row in select("meta-lstm")] == ["meta-lstm"]
+    def names(*only):
+        return [row.name for row in select(*only)]
+
+    assert select() == ROWS
+    assert names("meta-lstm") == ["meta-lstm"]
+    # In the table's order, each once.
+    expected = ["class-means", "protonet", "meta-lstm"]
+    assert names("protonet,meta-lstm, class-means") == expected
+    assert names("meta-lstm", "class-means,protonet", "proto[n]et") == expected
+    assert names("*-paper") == [row.name for row in ROWS if row.recipe == "paper"]
+    with pytest.raises(UserError, match=r"unknown row 'maml\*x', did you mean 'maml'\? allowed: alfa, "):
+        select("maml,maml*x")
     with pytest.raises(UserError, match="unknown row 'nearest-neighbour', did you mean 'nearest-neighbor'"):
         select("nearest-neighbour")
 

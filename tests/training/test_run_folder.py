@@ -18,7 +18,7 @@ from metalstm.errors import UserError
 from metalstm.methods import RunConfig
 from metalstm.settings import Traits
 from metalstm.training import train
-from metalstm.training.run_folder import Progress, RunFolder
+from metalstm.training.run_folder import Progress, RunFolder, tuning_seconds
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:
@@ -308,6 +308,9 @@ def test_a_part_of_the_tuning_is_computed_once_and_damage_to_it_reported(meta_se
 
     assert [folder.keep("sgd", compute) for _ in range(2)] == [{"rate": 0.1}] * 2
     assert computed == [1]
+    folder.keep("adam", compute)
+    seconds = [json.loads((tmp_path / f"tuned-{name}.json").read_text())["seconds"] for name in ("sgd", "adam")]
+    assert tuning_seconds(tmp_path) == sum(seconds)
     (tmp_path / "tuned-sgd.json").write_text("{")
     with pytest.raises(UserError, match=rf"^{tmp_path / 'tuned-sgd.json'} is damaged \(.*\): remove it$"):
         folder.keep("sgd", compute)

@@ -33,8 +33,9 @@ class Table(Command):
     """What the images of folder:DIR show, as for `metalstm train`."""
     out: Path | None = None
     """Folder of the table; results/DATA by default, results/DATA-quick with `--quick`."""
-    only: str | None = None
-    """Make one row, by its name; `list` lists the names."""
+    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Make some rows, by their names, with commas between them: `maml,protonet`, or '*-paper' for all that end so. The
+    option may be given several times. `list` lists the names."""
     quick: bool = False
     """Short trainings and few episodes, to see what the table looks like."""
     precision: Precision = "fp32"
@@ -49,11 +50,11 @@ class Table(Command):
         """Make what is missing, then write `table.md`, `table.json` and `report.html`."""
         from metalstm import kernels, table
 
-        if self.only == "list":
+        if self.only == ("list",):
             for row in table.ROWS:
                 print(f"{row.name}\t{row.label}")  # noqa: T201
             return
-        chosen = table.select(self.only)
+        chosen = table.select(*self.only)
         device = self.common.start()
         if device.startswith("cpu"):
             kernels.build()
@@ -64,7 +65,7 @@ class Table(Command):
         making = table.Table(meta_sets, out, budget, self.common.seed, device, self.precision)
         table.make(making, chosen, range(self.common.seed + 1, self.common.seed + self.seeds))
         table.write(making)
-        if self.only is None:
+        if not self.only:
             table.compare(making)
             table.write(making)
         console.print(f"{out}: table.md, table.json, report.html", soft_wrap=True)

@@ -33,7 +33,7 @@ class Omniglot(Dataset):
     traits = Traits(drawing=True, mirrors=False, rotations=True, centered=True)
     earlier = (replace(traits, centered=False),)
     n_classes = (N_BACKGROUND - N_VAL, N_VAL, 659)
-    tasks = ((5, 1), (5, 5), (20, 1))
+    tasks = ((5, 1), (5, 5), (20, 1), (20, 5))
     groups = "alphabets"
     n_groups = (25, 5, 20)
     group_tasks = ((20, 1),)

@@ -15,6 +15,7 @@ from metalstm.methods.meta_lstm import MetaLearnerLSTM
 from metalstm.methods.pixels import PixelNearestNeighbor
 from metalstm.methods.pretrained import Pretrained
 from metalstm.methods.protonet import ProtoNet
+from metalstm.methods.published import Published
 from metalstm.methods.r2d2 import R2D2
 from metalstm.methods.relation_net import RelationNet
 from metalstm.methods.reptile import Reptile
@@ -52,6 +53,7 @@ __all__ = [
     "Method",
     "Network",
     "OnFeatures",
+    "Published",
     "Recipe",
     "Row",
     "RunConfig",

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from metalstm.data import ImagesByClass
 from metalstm.episodes import BatchSampler, Episode, EpisodeSampler, Support
 from metalstm.errors import UserError
 from metalstm.learners import Learner, LearnerSettings
+from metalstm.methods.published import Published
 from metalstm.optimizers import InnerOptimizer
 from metalstm.settings import Count, NoSettings, TrainingSettings, Traits
 
@@ -57,7 +58,7 @@ class Row:
         label: What a reader sees.
         recipe: Of its training.
         changes: Settings that differ from the recipe's, by name.
-        paper: The paper's figure and its interval at 1 and at 5 shots, for mini-ImageNet.
+        published: Figures of its method that others published.
         ways: The numbers of classes of the tasks that it is tested on.
         seeds: Whether it is trained from several seeds at 5-way 5-shot, where the user asks for that.
     """
@@ -66,8 +67,8 @@ class Row:
     label: str
     recipe: str = "best"
     changes: Mapping[str, Any] = field(default_factory=dict)
-    paper: tuple[tuple[float, float], ...] = ()
-    ways: tuple[int, ...] = (5,)
+    published: tuple[Published, ...] = ()
+    ways: tuple[int, ...] = (5, 20)
     seeds: bool = False
 
 
@@ -222,6 +223,10 @@ class Method(nn.Module, ABC):
     def spent(self) -> set[str]:
         """Names in `state_dict` that are no longer needed once it has adapted."""
         return set()
+
+    def trained_part(self) -> Literal["nothing", "head", "body", "all layers"]:
+        """The part of the network that `adapt` trains on a support set."""
+        return "nothing"
 
     def n_steps(self, support: Support) -> int:
         """How many inner steps it takes; 0 for a method without an inner loop."""

@@ -1,7 +1,7 @@
 """Baseline++: a cosine classifier trained on pre-trained features."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -49,7 +49,11 @@ class BaselinePlusPlus(OnFixedFeatures):
     @classmethod
     def rows(cls) -> tuple[Row, ...]:
         """One."""
-        return (Row("baseline-pp", cls.label, ways=(5, 20)),)
+        return (Row("baseline-pp", cls.label),)
+
+    def trained_part(self) -> Literal["head"]:
+        """The weight vectors are the head."""
+        return "head"
 
     def fit(self, features: Float[Tensor, "*tasks n_support n_features"], support: Support) -> Adapted:
         """The weight vectors of each task, of unit length."""

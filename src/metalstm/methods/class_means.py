@@ -33,8 +33,8 @@ class ClassMeans(OnFixedFeatures):
     def rows(cls) -> tuple[Row, ...]:
         """With the features that are best on meta-val, and SimpleShot."""
         return (
-            Row("class-means", cls.label, ways=(5, 20)),
-            Row("simpleshot", "SimpleShot", changes={"normalize": "centered"}, ways=(5, 20)),
+            Row("class-means", cls.label),
+            Row("simpleshot", "SimpleShot", changes={"normalize": "centered"}),
         )
 
     def fit(self, features: Float[Tensor, "*tasks n_support n_features"], support: Support) -> Adapted:

@@ -8,6 +8,7 @@ from metalstm.learners import FixedOnce, Learner
 from metalstm.methods.base import Recipe, Row, RunConfig, Tuning
 from metalstm.methods.gradient import Epochs, GradientMethod, InnerLoop
 from metalstm.methods.pretrained import on_pretrained
+from metalstm.methods.published import table_1
 from metalstm.methods.tuning import Choice, tune_rule
 from metalstm.optimizers import RULES, SGD, InnerOptimizer
 from metalstm.settings import Count, Traits, Weight
@@ -58,9 +59,14 @@ class Finetune(GradientMethod):
     @classmethod
     def rows(cls) -> tuple[Row, ...]:
         """All layers by each rule, and the head by whichever is best."""
-        paper = {"sgd": ((28.86, 0.54), (49.79, 0.79))}
+        published = {"sgd": (table_1((28.86, 0.54), (49.79, 0.79)),)}
         by_rule = [
-            Row(f"finetune-{name}", f"{cls.label}, {rule.label}", changes={"rules": (name,)}, paper=paper.get(name, ()))
+            Row(
+                f"finetune-{name}",
+                f"{cls.label}, {rule.label}",
+                changes={"rules": (name,)},
+                published=published.get(name, ()),
+            )
             for name, rule in RULES.items()
         ]
         changes = {"rules": tuple(RULES), "moves": "head"}

@@ -163,6 +163,10 @@ class GradientMethod(Method):
         moments = self.moments_0.expand(*tasks, -1)
         return Step(theta, theta.new_full(tasks, torch.nan), moments, self.optimizer.init(theta))
 
+    def trained_part(self) -> Literal["nothing", "head", "body", "all layers"]:
+        """What the inner loop moves."""
+        return "all layers" if self.settings.moves == "all" else self.settings.moves
+
     def n_epochs(self, support: Support) -> int:
         """How many passes over the support set the inner loop takes."""
         few = support.y.shape[-1] < FEW_SHOTS * support.n_way

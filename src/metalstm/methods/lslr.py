@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from metalstm.methods.base import Recipe
 from metalstm.methods.maml import MAML
+from metalstm.methods.published import BAIK, five_way
 from metalstm.optimizers import Alfa, LearnedRates, MetaSGD
 from metalstm.settings import Traits
 
@@ -48,3 +49,7 @@ class ALFA(LSLR):
 
     label = "ALFA"
     inner_optimizer = ("alfa", Alfa)
+    published = (
+        five_way("cifar-fs", 60.0, 76.8, BAIK, transductive=True),
+        five_way("fc100", 38.0, 53.0, BAIK, transductive=True),
+    )

@@ -1,12 +1,13 @@
 """MAML and its first-order variant."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from metalstm.learners import Conv4
 from metalstm.methods.base import Recipe, Row
 from metalstm.methods.gradient import GradientMethod, InnerLoop
 from metalstm.methods.meta_lstm import MetaLearnerLSTM
+from metalstm.methods.published import BAIK, BERTINETTO, Published, five_way
 from metalstm.optimizers import SGD
 from metalstm.settings import TrainingSettings, Traits
 
@@ -20,6 +21,10 @@ class MAML(GradientMethod):
 
     label = "MAML"
     order: Literal[1, 2] = 2
+    published: ClassVar[tuple[Published, ...]] = (
+        five_way("cifar-fs", 57.6, 74.0, BAIK, transductive=True),
+        five_way("cifar-fs", 58.9, 71.5, BERTINETTO, transductive=True, note="32 filters"),
+    )
 
     @classmethod
     def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
@@ -44,8 +49,11 @@ class MAML(GradientMethod):
 
     @classmethod
     def rows(cls) -> tuple[Row, ...]:
-        """One."""
-        return (Row(cls.label.lower(), cls.label),)
+        """Ours, and the authors' where there are figures of it."""
+        published = vars(cls).get("published", ())  # a subclass is another method
+        ours = Row(cls.label.lower(), cls.label, published=published)
+        paper = Row(f"{ours.name}-paper", f"{cls.label}, paper", recipe="paper", published=published)
+        return (ours, paper) if published else (ours,)
 
 
 class FOMAML(MAML):

@@ -15,6 +15,7 @@ from metalstm.learners import Conv4, Learner
 from metalstm.methods.base import Adapted, Recipe, Row, RunConfig, score
 from metalstm.methods.features import OnFeatures
 from metalstm.methods.pixels import best_of_class
+from metalstm.methods.published import table_1
 from metalstm.optimizers import InnerOptimizer
 from metalstm.settings import Share, TrainingSettings, Traits
 
@@ -80,7 +81,7 @@ class Pretrained(OnFeatures):
     @classmethod
     def rows(cls) -> tuple[Row, ...]:
         """One."""
-        return (Row("nearest-neighbor", cls.label, paper=((41.08, 0.70), (51.04, 0.65)), ways=(5, 20)),)
+        return (Row("nearest-neighbor", cls.label, published=(table_1((41.08, 0.70), (51.04, 0.65)),)),)
 
     @classmethod
     def sampler(cls, images: ImagesByClass, config: RunConfig, device: torch.device | str) -> BatchSampler:

@@ -14,6 +14,7 @@ from metalstm.learners import Conv4
 from metalstm.methods.base import Adapted, Recipe, Row, RunConfig
 from metalstm.methods.class_means import class_means, squared_distances
 from metalstm.methods.features import OnFeatures, meta_trained
+from metalstm.methods.published import BERTINETTO, LEE, five_way
 from metalstm.settings import Positive, TrainingSettings, Traits
 
 
@@ -51,8 +52,12 @@ class ProtoNet(OnFeatures):
 
     @classmethod
     def rows(cls) -> tuple[Row, ...]:
-        """One."""
-        return (Row("protonet", cls.label, ways=(5, 20)),)
+        """Ours and the paper's."""
+        published = (five_way("cifar-fs", 55.5, 72.0, BERTINETTO), five_way("fc100", 35.3, 48.6, LEE))
+        return (
+            Row("protonet", cls.label, published=published),
+            Row("protonet-paper", f"{cls.label}, paper", recipe="paper", published=published),
+        )
 
     @classmethod
     def sampler(cls, images: ImagesByClass, config: RunConfig, device: torch.device | str) -> EpisodeSampler:

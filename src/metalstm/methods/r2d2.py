@@ -1,7 +1,7 @@
 """R2D2: ridge regression on meta-trained features, solved exactly and differentiated through."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from metalstm.episodes import Support
 from metalstm.learners import Conv4, Learner
 from metalstm.methods.base import Adapted, Recipe, Row
 from metalstm.methods.features import OnFeatures, meta_trained
+from metalstm.methods.published import BERTINETTO, five_way
 from metalstm.settings import Positive, TrainingSettings, Traits
 
 
@@ -48,8 +49,16 @@ class R2D2(OnFeatures):
 
     @classmethod
     def rows(cls) -> tuple[Row, ...]:
-        """One."""
-        return (Row("r2d2", cls.label, ways=(5, 20)),)
+        """Ours and the paper's."""
+        published = (five_way("cifar-fs", 62.3, 77.4, BERTINETTO),)
+        return (
+            Row("r2d2", cls.label, published=published),
+            Row("r2d2-paper", f"{cls.label}, paper", recipe="paper", published=published),
+        )
+
+    def trained_part(self) -> Literal["head"]:
+        """The regression is the head."""
+        return "head"
 
     def fit(self, features: Float[Tensor, "*tasks n_support n_features"], support: Support) -> Adapted:
         """The weights of the regression, bias last, by the Woodbury identity: a system of n_support equations."""

@@ -66,7 +66,7 @@ class RelationNet(OnFeatures):
     @classmethod
     def rows(cls) -> tuple[Row, ...]:
         """One."""
-        return (Row("relation-net", cls.label, ways=(5, 20)),)
+        return (Row("relation-net", cls.label),)
 
     def fit(self, features: Float[Tensor, "*tasks n_support n_features"], support: Support) -> Adapted:
         """The mean embedding of each class."""

@@ -9,6 +9,7 @@ from typing import Any
 from metalstm import checkpoint, files, recipes
 from metalstm.console import console
 from metalstm.evaluation import allow_tf32, evaluate_checkpoint
+from metalstm.table import terms
 from metalstm.table.plan import Table, Training
 from metalstm.table.rows import Cell, TableRow, rows_of
 from metalstm.training import step_seconds, train
@@ -88,7 +89,7 @@ def _choose(table: Table, cell: Cell, trainings: Sequence[Training]) -> dict[str
     """Write the checkpoint that is to be tested, in fp32.
 
     Returns:
-        How it was chosen, and what it took.
+        How it was chosen, and on what terms it was made.
     """
     method, config, meta = checkpoint.load_method(trainings[-1].folder)
     config = recipes.with_changes(config, {"precision": "fp32"})
@@ -97,14 +98,10 @@ def _choose(table: Table, cell: Cell, trainings: Sequence[Training]) -> dict[str
     if "chosen" in meta:  # by tuning
         values["chosen"] = chosen = meta["chosen"]
     checkpoint.save(table.checkpoint(cell), checkpoint.method_tensors(method), values)
-    ends = [last_line(training.folder) for training in trainings]
     return {
         "chosen": chosen,
-        # A run that is tuned alone has no episodes; then the pre-training's mini-batches count.
-        "train_episodes": next((end["episode"] for end in reversed(ends) if end["episode"]), 0),
-        "train_seconds": sum(end["seconds"] for end in ends),
-        "train_precision": table.precision,
         "parameters": sum(parameter.numel() for parameter in method.parameters()),
+        "terms": terms.record(table, cell, trainings, method, "chosen" in meta),
     }
 
 

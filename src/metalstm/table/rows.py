@@ -1,6 +1,7 @@
 """Rows and columns of the table: every method's own rows, and the tasks of the data set."""
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from metalstm.errors import unknown
 from metalstm.methods import METHODS, Row
@@ -61,13 +62,17 @@ def rows_of(task: Task) -> list[TableRow]:
     return [row for row in ROWS if task.n_way in row.ways]
 
 
-def select(only: str | None) -> tuple[TableRow, ...]:
-    """The row of a name, or all.
+def select(*only: str) -> tuple[TableRow, ...]:
+    """The rows of some names, in the table's order; all rows without a name.
+
+    Args:
+        only: Names with commas between them. `*`, `?` and `[]` stand for other letters, as in names of files.
 
     Raises:
         UserError: There is no such row.
     """
-    chosen = tuple(row for row in ROWS if only is None or row.name == only)
-    if not chosen:
-        raise unknown("row", str(only), [row.name for row in ROWS])
-    return chosen
+    patterns = [pattern.strip() for names in only for pattern in names.split(",")]
+    for pattern in patterns:
+        if not any(fnmatchcase(row.name, pattern) for row in ROWS):
+            raise unknown("row", pattern, [row.name for row in ROWS])
+    return tuple(row for row in ROWS if not only or any(fnmatchcase(row.name, pattern) for pattern in patterns))

@@ -1,6 +1,7 @@
 """The folder of a run: its configuration, metrics, best checkpoint, and the state to go on from."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,18 +139,18 @@ class RunFolder:
             raise files.cannot_write(self.metrics, len(text), error) from error
 
     def keep(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A part of the tuning: read if it is in the folder, otherwise computed and written.
+        """A part of the tuning: read if it is in the folder, otherwise computed and written, with the seconds it took.
 
         Raises:
             UserError: The file is damaged.
         """
         path = self.path / f"tuned-{name}.json"
         if not path.exists():
-            files.write(path, (json.dumps(compute()) + "\n").encode())
-        try:
-            return json.loads(path.read_text())
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}): remove it") from error
+            started = time.monotonic()
+            values = compute()
+            values = values | {"seconds": round(time.monotonic() - started, 3)}
+            files.write(path, (json.dumps(values) + "\n").encode())
+        return {name: value for name, value in read_tuned(path).items() if name != "seconds"}
 
     def _meta(self, config: RunConfig, at: Progress, facts: dict[str, Any] | None = None) -> dict[str, Any]:
         return {
@@ -173,6 +174,23 @@ class RunFolder:
                 raise UserError(f"{self.metrics} is damaged at {line[:40]!r}: remove that line") from error
             kept.append(line)
         files.write(self.metrics, "".join(kept).encode())
+
+
+def tuning_seconds(run: Path) -> float:
+    """How long the parts of a run's tuning took together."""
+    return sum((read_tuned(path).get("seconds", 0.0) for path in run.glob("tuned-*.json")), 0.0)
+
+
+def read_tuned(path: Path) -> dict[str, Any]:
+    """A part of the tuning.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): remove it") from error
 
 
 def last_line(run: Path) -> dict[str, Any]:
