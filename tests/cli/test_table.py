@@ -27,7 +27,7 @@ def test_table_refuses(commands, folder, tmp_path):
     assert not out.exists()
 
 
-def test_table_makes_a_row(commands, tmp_path):
+def test_table_makes_some_rows(commands, tmp_path):
     rng = np.random.default_rng(0)
     for number in range(15):
         for k in range(20):
@@ -38,10 +38,13 @@ def test_table_makes_a_row(commands, tmp_path):
         names = [f"class {number:02}\n" for number in range(5 * start, 5 * start + 5)]
         (tmp_path / "images" / f"{split}.txt").write_text("".join(names))
     words = ["table", *flags(data=f"folder:{tmp_path / 'images'}", kind="photo", quick=True, threads=1)]
-    status, out, err = commands(*words, *flags(only="nearest-neighbor-pixels"), cwd=tmp_path)
+    only = [*flags(only="nearest-*-pixels,class-means"), *flags(only="nearest-neighbor-pixels")]
+    status, out, err = commands(*words, *only, cwd=tmp_path)
     assert status == 0, err
     made = tmp_path / "results" / "images-quick"
     assert out == (made / "table.md").read_text()
     assert (made / "report.html").exists()
     assert (made / "table.json").exists()
+    rows = {path.stem for path in (made / "rows").iterdir()}
+    assert rows == {f"{name}-5w{shots}s" for name in ("nearest-neighbor-pixels", "class-means") for shots in (1, 5)}
     assert err.endswith("results/images-quick: table.md, table.json, report.html\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from metalstm import checkpoint
+from metalstm import checkpoint, recipes
 from metalstm.errors import UserError
 from metalstm.evaluation import evaluate_checkpoint
 from metalstm.table import ROWS, Cell, Task, make, making, page, select
@@ -84,6 +84,7 @@ def test_a_result_has_its_terms(small_table):
         "sha256": checkpoint.sha256(start / "best.safetensors"),
         "steps": 4,
         "seconds": end["seconds"],
+        "training": recipes.to_dict(checkpoint.load_method(start)[1])["training"],
     }
     assert [each["start"] for each in made.values()] == [expected, expected, expected, None, expected]
     assert [each["episodes"] for each in made.values()] == [0, 0, 4, 4, 0]
@@ -147,10 +148,11 @@ def every_row_has_a_result_at_both_tasks(table):
     assert [str(task) for task in results] == ["5w1s", "5w5s"]
     for column in results.values():
         assert list(column) == [row.name for row in ROWS]
+        transductive = [name for name, each in column.items() if each["transductive"]]
+        assert transductive == ["maml-paper", "alfa-paper"]
         for each in column.values():
             assert len(each["per_episode"]) == table.budget.test_episodes
             assert each["split"] == "meta-test"
-            assert not each["transductive"]
 
 
 def checkpoints_give_the_figures_of_the_table(table):
@@ -184,5 +186,6 @@ def the_page_shows_all(table):
         assert f"| {each.label} |" in text
         assert f"<td>{each.label}</td>" in html
     assert "**" in text
-    assert html.count("<img") == 5  # two columns' learning curves and gates, confusions
+    # Dots, minutes, and pairs of two columns; two columns' learning curves and gates, confusions.
+    assert html.count("<img") == 9
     assert "http" not in html.replace("http-equiv", "")

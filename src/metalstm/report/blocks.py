@@ -13,5 +13,6 @@ class Strong(str):
     """A table cell in bold."""
 
 
-TableBlock = tuple[Sequence[str], Sequence[Sequence[str]]]  # head and rows; the first column names the rows
+# Head and rows; the first column names the rows. A row of one cell is a title of those below it.
+TableBlock = tuple[Sequence[str], Sequence[Sequence[str]]]
 Block = str | Figure | TableBlock

@@ -55,14 +55,16 @@ def meta_val_curves(runs: Mapping[str, Path]) -> Figure:
         runs: Label -> run folder.
     """
     figure, (by_time, by_episode) = _side_by_side(sharey=True)
-    for label, folder in runs.items():
+    figure.set_size_inches(10, max(3.4, 0.6 + 0.19 * len(runs)))
+    for number, (label, folder) in enumerate(runs.items()):
+        look = {"linestyle": ("-", "--", ":")[number // 10 % 3], "marker": "o", "markersize": 3, "label": label}
         lines = [line for line in read_metrics(folder / "metrics.jsonl") if "meta_val" in line]
         values = [line["meta_val"] for line in lines]
-        by_time.plot([line["seconds"] / 60 for line in lines], values, "o-", markersize=3, label=label)
-        by_episode.plot([line["episode"] for line in lines], values, "o-", markersize=3, label=label)
+        by_time.plot([line["seconds"] / 60 for line in lines], values, **look)
+        by_episode.plot([line["episode"] for line in lines], values, **look)
     by_time.set(xlabel="minutes", ylabel="meta-val accuracy (%)")
     by_episode.set(xlabel="meta-train episodes")
-    by_episode.legend()
+    figure.legend(*by_time.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure
 
 

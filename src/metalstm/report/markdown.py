@@ -25,7 +25,7 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
             case str():
                 parts.append(block)
             case (head, rows):
-                lines = [head, ["---"] * len(head), *([_cell(cell) for cell in row] for row in rows)]
+                lines = [head, ["---"] * len(head), *(_line(row, len(head)) for row in rows)]
                 parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
             case Figure():
                 pass
@@ -34,5 +34,8 @@ def markdown(title: str, blocks: Sequence[Block]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(text: str) -> str:
-    return f"**{text}**" if isinstance(text, Strong) else text
+def _line(row: Sequence[str], width: int) -> list[str]:
+    """The cells of a row; a title of rows is in italics, and fills the row with empty cells."""
+    if len(row) < width:
+        return [f"*{row[0]}*", *[""] * (width - 1)]
+    return [f"**{cell}**" if isinstance(cell, Strong) else cell for cell in row]

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from statistics import stdev
 from typing import Any
 
 from metalstm.evaluation import difference
-from metalstm.table import convergence
+from metalstm.methods import Published
+from metalstm.table import convergence, terms
 from metalstm.table.plan import Table
 from metalstm.table.rows import ROWS, Cell, TableRow, Task, rows_of
 
+LABELS = {row.name: row.label for row in ROWS}
 Result = dict[str, Any]  # what was measured for a cell
 Results = dict[Task, dict[str, Result]]  # task -> name of a row -> result
 
@@ -43,13 +46,44 @@ def collect(table: Table) -> Contents:
     return Contents(results, seeds, *(_read(table, name) for name in ("convergence", "ablation")))
 
 
+def inductive(results: Mapping[str, Result]) -> dict[str, Result]:
+    """The results that are not transductive."""
+    return {name: result for name, result in results.items() if not result.get("transductive")}
+
+
+def best(results: Mapping[str, Result]) -> str | None:
+    """The inductive row with the highest mean; None if there is none."""
+    rows = inductive(results)
+    return max(rows, key=lambda name: rows[name]["accuracy"]) if rows else None
+
+
 def bold(results: Mapping[str, Result]) -> set[str]:
-    """The rows that are best: the highest mean, and those whose interval overlaps its own, as in the paper."""
-    if not results:
+    """The best inductive rows: the highest mean, and those whose interval overlaps its own, as in the paper."""
+    if not (top := best(results)):
         return set()
-    top = max(results.values(), key=lambda result: result["accuracy"])
-    low = top["accuracy"] - top["ci95"]
-    return {name for name, result in results.items() if result["accuracy"] + result["ci95"] >= low}
+    low = results[top]["accuracy"] - results[top]["ci95"]
+    return {name for name, result in inductive(results).items() if result["accuracy"] + result["ci95"] >= low}
+
+
+def by_block(columns: Results) -> dict[str, list[str]]:
+    """The rows of some columns, in the table's order, by the title of the block that they are in."""
+    blocks: dict[str, list[str]] = {}
+    for row in ROWS:
+        if found := [column[row.name] for column in columns.values() if row.name in column]:
+            blocks.setdefault(terms.block(found[0]), []).append(row.name)
+    return {title: blocks[title] for title in terms.BLOCKS if title in blocks}
+
+
+def published(name: str, data: str, task: Task) -> list[Published]:
+    """The published figures of a row for a data set and a task."""
+    (row,) = (row for row in ROWS if row.name == name)
+    return [each for each in row.published if each.data == data and str(task) in each.figures]
+
+
+def groups(results: Results) -> list[Results]:
+    """The columns that have results, in groups that differ in the number of shots alone."""
+    filled = ((task, column) for task, column in results.items() if column)
+    return [dict(group) for _, group in groupby(filled, key=lambda item: replace(item[0], n_shot=0))]
 
 
 def differences(results: Mapping[str, Result]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -1,30 +1,48 @@
 """A table of results as Markdown, JSON and one self-contained page."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from metalstm import files, provenance, report
+from metalstm.methods import METHODS, Published
 from metalstm.report import Block, Heading, Strong
-from metalstm.table import convergence
-from metalstm.table.contents import Contents, Result, Results, bold, collect, differences, gap, spread
+from metalstm.table import charts, convergence
+from metalstm.table.contents import (
+    LABELS,
+    Contents,
+    Result,
+    Results,
+    best,
+    bold,
+    by_block,
+    collect,
+    differences,
+    gap,
+    groups,
+    inductive,
+    published,
+    spread,
+)
 from metalstm.table.pictures import inner_steps, pictures
 from metalstm.table.plan import Table
 from metalstm.table.rows import ROWS, Task
+from metalstm.table.terms_page import lines_of, terms_tables
 
-ROW_LABELS = {row.name: row.label for row in ROWS}
+PAPERS_DATA = "mini-imagenet"  # of the paper's own Table 1
 
 
 def write(table: Table) -> None:
     """Write `table.md`, `table.json` and `report.html` from what is in the table's folder."""
     contents = collect(table)
     title = f"Table 1 on {table.meta_sets.name}" + (" (quick)" if _is_quick(table) else "")
-    blocks = _blocks(table, contents)
+    first, *others = _blocks(table, contents)
     files.write(table.out / "table.json", (json.dumps(_values(table, contents)) + "\n").encode())
-    files.write(table.out / "table.md", report.markdown(title, blocks).encode())
-    files.write(table.out / "report.html", report.page(title, [*blocks, *pictures(table, contents)]).encode())
+    files.write(table.out / "table.md", report.markdown(title, [first, *others]).encode())
+    shown = [first, *_overview(table, contents.results), *others, *pictures(table, contents)]
+    files.write(table.out / "report.html", report.page(title, shown).encode())
 
 
 def _is_quick(table: Table) -> bool:
@@ -49,42 +67,122 @@ def _values(table: Table, contents: Contents) -> dict[str, Any]:
 
 
 def _blocks(table: Table, contents: Contents) -> list[Block]:
-    task = table.main_task
-    blocks = _table(table, contents.results)
+    task, results = table.main_task, contents.results
+    blocks: list[Block] = [
+        f"Mean accuracy in percent and 95 % interval over the same {table.budget.test_episodes} meta-test episodes for "
+        "all rows of a task, 15 queries a class. Everything was chosen on meta-val before meta-test was opened. Rows "
+        "are inductive unless they are called transductive: no query's answer depends on another query.",
+        *_table(table, results),
+        *terms_tables(results),
+        *_published(table, results),
+    ]
     for name, runs in contents.seeds.items():
-        blocks += _between_trainings(ROW_LABELS[name], runs)
-    for column, results in contents.results.items():
-        if len(results) > 1:
-            blocks += _paired_differences(column, results)
+        blocks += _between_trainings(LABELS[name], runs)
     if contents.convergence:
         blocks += _convergence(task, contents.convergence)
     if contents.ablation:
         blocks += _ablation(task, contents.ablation)
-    return [*blocks, *_choices(contents.results)]
+    return [*blocks, *_choices(results)]
+
+
+def _overview(table: Table, results: Results) -> list[Block]:
+    """The pictures that a page opens with."""
+    columns = groups(results)
+    if not columns:
+        return []
+    blocks: list[Block] = [
+        Heading("All rows"),
+        "Dots are means, lines 95 % intervals. Arrows stand for rows far to the left. Crosses are published figures of "
+        "the same method.",
+        *(charts.dots(group, table.meta_sets.name) for group in columns),
+        Heading("Accuracy against minutes"),
+        "Minutes of all that a row needs: the pre-training that rows share, its own training, tuning. Named are the "
+        "rows that no other row beats in both. Rows without training and transductive rows are left out.",
+        *(charts.against_minutes(group) for group in columns),
+        Heading("Paired differences"),
+        "Row minus column, in points, over the same episodes. A dot: the 95 % interval has 0 in it. table.json has all "
+        "figures. Transductive rows are left out.",
+    ]
+    pairs = [(task, rows) for task, column in results.items() if len(rows := inductive(column)) > 1]
+    return blocks + [charts.heat(task, rows) for task, rows in pairs]
 
 
 def _table(table: Table, results: Results) -> list[Block]:
+    """A table for each group of columns: accuracy, the difference from the best row, published figures."""
     versions = provenance.versions()
-    head = ["method", *(task.words for task in results), *(f"paper, {shots}-shot" for shots in (1, 5))]
-    strong = {task: bold(column) for task, column in results.items()}
-    lines = []
-    for row in ROWS:
-        if not any(row.name in column for column in results.values()):
-            continue
-        cells = []
-        for task, column in results.items():
-            cell = _figure(column[row.name]) if row.name in column else ""
-            cells.append(Strong(cell) if row.name in strong[task] else cell)
-        paper = [f"{mean:.2f} ± {ci95:.2f}" for mean, ci95 in row.paper] or ["", ""]
-        lines.append((row.label, *cells, *paper))
+    blocks: list[Block] = [
+        Heading("Accuracy"),
+        "Bold: the best, and those whose interval overlaps its own. Differences from the best row are paired, with "
+        "their own 95 % interval. Transductive rows are not among the best. †: published, but transductive.",
+    ]
+    for group in groups(results):
+        figures = {task: _with_figures(table, task, column) for task, column in group.items()}
+        head = ["method"]
+        for task in group:
+            head += [task.words, "minus the best", *(["published"] if figures[task] else [])]
+        blocks.append(
+            (head, lines_of(by_block(group), lambda name, of=figures, group=group: _accuracies(name, group, of)))
+        )
     return [
-        f"Mean accuracy in percent and 95 % interval over the same {table.budget.test_episodes} meta-test episodes for "
-        "all rows of a task, 15 queries a class. All rows are inductive: no query's answer depends on another query. "
-        "Bold: the best, and those whose interval overlaps its own. Everything was chosen on meta-val before meta-test "
-        "was opened. The paper's own figures are for mini-ImageNet; they show the order of the rows there.",
-        (head, lines),
+        *blocks,
         f"Made by metalstm table --data {table.meta_sets.name}, seed {table.seed}, metalstm {versions['metalstm']} "
         f"({versions['commit'][:10]}), PyTorch {versions['torch']}.",
+    ]
+
+
+def _with_figures(table: Table, task: Task, column: Mapping[str, Result]) -> dict[str, list[Published]]:
+    """The rows of a column for which there are published figures."""
+    return {name: found for name in column if (found := published(name, table.meta_sets.name, task))}
+
+
+def _accuracies(name: str, columns: Results, figures: Mapping[Task, Mapping[str, Sequence[Published]]]) -> list[str]:
+    cells: list[str] = []
+    for task, column in columns.items():
+        accuracy = minus = ""
+        if name in column:
+            accuracy = _figure(column[name])
+            accuracy = Strong(accuracy) if name in bold(column) else accuracy
+            top = best(column)
+            minus = "" if top in (None, name) else _signed(*gap(column[name], column[top]))
+        cells += [accuracy, minus]
+        if figures[task]:
+            cells.append(", ".join(_published_figure(each, task) for each in figures[task].get(name, ())))
+    return cells
+
+
+def _published_figure(each: Published, task: Task) -> str:
+    figure = " ± ".join(f"{value:.{1 + (len(each.figures[str(task)]) > 1)}f}" for value in each.figures[str(task)])
+    return figure + ("†" if each.transductive else "")
+
+
+def _published(table: Table, results: Results) -> list[Block]:
+    """The sources of published figures for the data set, and the paper's own for its data set."""
+    rows = [row for row in ROWS if any(row.name in column for column in results.values())]
+    every = [
+        (METHODS[row.method].label, each)
+        for data in dict.fromkeys((table.meta_sets.name, PAPERS_DATA))
+        for row in rows
+        for each in row.published
+        if each.data == data
+    ]
+    tasks = [task for task in results if any(str(task) in each.figures for _, each in every)]
+    if not tasks:
+        return []
+    lines = [
+        (
+            label,
+            each.data,
+            *(_published_figure(each, task) if str(task) in each.figures else "" for task in tasks),
+            ", ".join(filter(None, [each.source, each.note])),
+        )
+        for label, each in every
+    ]
+    lines = list(dict.fromkeys(lines))  # rows of one method have the same
+    return [
+        Heading("Published figures"),
+        "Of the same methods, for networks of four convolutions. †: transductive. Figures for "
+        f"{PAPERS_DATA} show the order of the rows in the paper's own table.",
+        (("method", "data", *(task.words for task in tasks), "source"), lines),
     ]
 
 
@@ -94,18 +192,6 @@ def _between_trainings(label: str, runs: Mapping[str, Result]) -> list[Block]:
         "The same recipe trained from other seeds, tested on the same episodes.",
         (("seed", "accuracy"), [(seed, _figure(result)) for seed, result in runs.items()]),
         f"Standard deviation between trainings: {spread(runs):.2f}.",
-    ]
-
-
-def _paired_differences(task: Task, results: Mapping[str, Result]) -> list[Block]:
-    gaps = differences(results)
-    lines = [
-        (ROW_LABELS[one], *("" if one == other else _signed(*gaps[one][other]) for other in results)) for one in results
-    ]
-    return [
-        Heading(f"Paired differences, {task.words}"),
-        "Row minus column, in points, over the same episodes, with the 95 % interval of the paired differences.",
-        (["", *(ROW_LABELS[name] for name in results)], lines),
     ]
 
 
@@ -140,24 +226,21 @@ def _ablation(task: Task, parts: Mapping[str, Result]) -> list[Block]:
 
 def _choices(results: Results) -> list[Block]:
     lines = [
-        _choice(ROW_LABELS[name], task, result) for task, column in results.items() for name, result in column.items()
+        (LABELS[name], task.words, _chosen(result["chosen"]))
+        for task, column in results.items()
+        for name, result in column.items()
     ]
-    head = ("method", "task", "chosen on meta-val", "parameters", "episodes", "minutes of training")
     return [
-        Heading("What was chosen, and what it took"),
-        "Pre-trained networks are chosen once for all tasks, by nearest neighbor on meta-val. Minutes include the "
-        "pre-training that a row starts from; for a row without further training, episodes are its mini-batches.",
-        (head, lines),
+        Heading("What was chosen on meta-val"),
+        "Pre-trained networks are chosen once for all tasks, by nearest neighbor.",
+        (("method", "task", "chosen"), lines),
     ]
 
 
-def _choice(label: str, task: Task, result: Result) -> tuple[str, ...]:
-    chosen = ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in result["chosen"].items()
+def _chosen(chosen: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items()
     )
-    minutes = f"{result['train_seconds'] / 60:.0f} ({result['train_precision']})"
-    return label, task.words, chosen, f"{result['parameters']:,}", f"{result['train_episodes']:,}", minutes
 
 
 def _figure(result: Result) -> str:
