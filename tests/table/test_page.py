@@ -71,7 +71,7 @@ def test_rows_stand_in_blocks_of_equal_start(written):
 
 def test_what_each_row_trains(written):
     text = read(written, "table.md")
-    assert "Shared pre-training start-best-64f-5w5s (c0ffee): 15,000 mini-batches, 13.0 minutes; " in text
+    assert "Shared pre-training start-best-64f-5w5s (c0ffee): 3 of 4 mini-batches, 13.0 minutes; " in text
     for line in (
         "| Fine-tuning, head only | start-best-64f-5w5s | head, 5 steps | none | 67,890 | 0.5 |",
         "| Matching Network | start-best-64f-5w5s | nothing | 4 | 67,890 | 2.5 |",

@@ -66,7 +66,8 @@ def _starts(results: Results) -> list[Block]:
     for name, start in starts.items():
         own = {key: value for key, value in start["training"].items() if value != usual[key] and key != "episodes"}
         settings = ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in own.items())
-        took = f"{start['steps']:,} mini-batches, {start['seconds'] / 60:.1f} minutes"
+        steps = _of(start["steps"], start["training"]["episodes"])
+        took = f"{steps} mini-batches, {start['seconds'] / 60:.1f} minutes"
         lines.append(f"Shared pre-training {name}: {took}; {settings}.")
     return lines
 
@@ -91,8 +92,11 @@ def _inner_loop(of: Terms) -> str:
 
 def _episodes(of: Terms) -> str:
     done, planned = of["episodes"], of["config"]["training"]["episodes"]
-    if not done:
-        return "none"
+    return _of(done, planned) if done else "none"
+
+
+def _of(done: int, planned: int) -> str:
+    """How long a training was, and how long it could have been."""
     return f"{done:,}" if done >= planned else f"{done:,} of {planned:,}"
 
 
