@@ -77,7 +77,7 @@ def test_a_result_has_its_terms(small_table):
         name: making.make_cell(small_table, Cell(row(name), Task(5, 1)))["terms"]
         for name in ("nearest-neighbor", "finetune-head", "matching-net", "matching-net-paper", "logistic")
     }
-    start = small_table.out / "runs" / "start-best-64f-5w5s"
+    start = small_table.trainings(Cell(row("matching-net"), Task(5, 1)))[0].folder
     end = run_folder.last_line(start)
     expected = {
         "run": start.name,

@@ -10,6 +10,8 @@ from metalstm.table.contents import LABELS, Result, Results, by_block, groups
 from metalstm.table.rows import Task
 from metalstm.table.terms import Terms
 
+_LENGTH = {"episodes", "minutes", "val_every", "val_episodes", "patience"}  # not what is trained on, and how
+
 Cell = Callable[[Task, str, Result], str]  # task, name of a row and its result -> what a reader sees
 
 
@@ -64,7 +66,7 @@ def _starts(results: Results) -> list[Block]:
     usual = to_dict(TrainingSettings())
     lines: list[Block] = []
     for name, start in starts.items():
-        own = {key: value for key, value in start["training"].items() if value != usual[key] and key != "episodes"}
+        own = {key: value for key, value in start["training"].items() if value != usual[key] and key not in _LENGTH}
         settings = ", ".join(f"{key.replace('_', ' ')} {_word(value)}" for key, value in own.items())
         steps = _of(start["steps"], start["training"]["episodes"])
         took = f"{steps} mini-batches, {start['seconds'] / 60:.1f} minutes"
