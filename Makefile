@@ -1,13 +1,17 @@
-# `make demo` and `make test` make the virtual environment that they need, .venv, and renew it when pyproject.toml or
-# constraints.txt change. pip's own settings apply, such as PIP_FIND_LINKS with a CPU build of torch.
+# `make demo` and `make test` make the virtual environment that they need, .venv, and renew it when pyproject.toml,
+# constraints.txt or locked/ change. pip's own settings apply, such as PIP_FIND_LINKS with a CPU build of torch.
 
 # The first one that fits is used. To choose another one: make PYTHON=/path/to/python3.12 demo
 PYTHON ?= python3 python3.13 python3.12 python3.11
-PIP_INSTALL := .venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt
+PIP := .venv/bin/python -m pip install --disable-pip-version-check
+# All but torch is checked by its hash. What is then left to install is torch, whose build differs between machines, and
+# what only that build pulls in.
+PIP_LOCKED := $(PIP) --require-hashes --no-deps --requirement
+PIP_REST := $(PIP) --no-build-isolation --constraint constraints.txt
 # One worker for each core, with one torch thread each.
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test format docs constraints clean
+.PHONY: demo test format docs licenses constraints clean
 
 demo: .venv/core
 	.venv/bin/metalstm demo
@@ -26,23 +30,26 @@ docs: .venv/dev
 	.venv/bin/python -m sphinx -W --keep-going -q -c docs . build/site
 	@echo build/site/index.html
 
-.venv/core: pyproject.toml constraints.txt
+# Each dependency with its version and license.
+licenses: .venv/dev
+	@.venv/bin/python tools/dependencies.py licenses
+
+.venv/core: pyproject.toml constraints.txt locked/core.txt
 	$(call make-venv,.venv)
-	$(PIP_INSTALL) --editable .
+	$(PIP_LOCKED) locked/core.txt
+	$(PIP_REST) --editable .
 	@touch $@
 
-.venv/dev: .venv/core
-	$(PIP_INSTALL) --editable '.[dev]'
+.venv/dev: .venv/core locked/extras.txt
+	$(PIP_LOCKED) locked/extras.txt
+	$(PIP_REST) --editable '.[dev]'
 	@touch $@
 
-# Write the newest versions that go together, of all extras. The build of torch (+cpu) and what torch itself pins are left
-# out, because they differ between machines.
+# Write the newest versions that go together, of all extras, and their hashes.
 constraints:
 	$(call make-venv,.venv-constraints)
-	.venv-constraints/bin/python -m pip install torch==2.13.0 '.[dev,app,export,tensorboard]'
-	@{ echo '# The tested version of every dependency, of the package and all its extras. Made by: make constraints'; \
-	.venv-constraints/bin/python -m pip freeze --all --exclude pip --exclude metalstm \
-	| sed 's/+.*//' | grep -v -e '^nvidia-' -e '^cuda-' -e '^triton=' | LC_ALL=C sort -f; } > constraints.txt
+	.venv-constraints/bin/python -m pip install packaging uv
+	PATH=.venv-constraints/bin:$$PATH .venv-constraints/bin/python tools/dependencies.py lock
 	rm -r .venv-constraints
 
 clean:

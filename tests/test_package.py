@@ -130,6 +130,7 @@ def test_constraints_fit_the_requirements():
 def test_make_says_which_python_it_needs(tmp_path):
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / "locked", tmp_path / "locked")
     for name, content in {"old": "echo 3.10", "bare": 'case "$2" in *ensurepip*) exit 1;; *) echo 3.12;; esac'}.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{content}\n")
         (tmp_path / name).chmod(0o755)
