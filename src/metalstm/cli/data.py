@@ -1,14 +1,18 @@
 """List the data sets, download one, or check the files on disk.
 
-Downloads are checked by their checksums. `check folder:DIR` reads all images of your own folder.
+Downloads are checked by their checksums. `check folder:DIR` reads all images of your own folder. `check` also names
+images that are in more than one split, pixel for pixel.
 
 Example: metalstm data fetch omniglot
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated
 
+import numpy as np
 import tyro
 
 from metalstm import data
@@ -17,6 +21,8 @@ from metalstm.cli.options import DATA, parse
 from metalstm.console import console, results
 from metalstm.data.folder import PREFIX
 from metalstm.errors import UserError, unknown
+
+say = partial(console.print, soft_wrap=True)
 
 ACTIONS = ("list", "fetch", "check")
 
@@ -76,6 +82,25 @@ class Data(Command):
             counts = zip(dataset.n_groups, data.SPLITS, strict=True)
             shown = ", ".join(f"{n} {dataset.groups} in {split}" for n, split in counts)
             console.print(f"groups of classes, for --within-group: {shown}", soft_wrap=True)
+        self._check_splits()
+
+    def _check_splits(self) -> None:
+        """Name the images that are in more than one split, and say what each split has without them."""
+        from metalstm.data.duplicates import across_splits
+
+        meta_sets = data.load(self.name, self.common.data_root)
+        groups = across_splits(meta_sets.splits)
+        for group in groups:
+            print("identical", *(f"{place.split}/{place.label}[{place.number}]" for place in group), sep="\t")  # noqa: T201
+        if not groups:
+            say(f"no image of {self.name} is in two splits")
+            return
+        say(f"{len(groups)} images of {self.name} are in more than one split. Without them:")
+        for split, images in meta_sets.splits.items():
+            labels = Counter(place.label for group in groups for place in group if place.split == split)
+            whole = int(np.diff(images.spans).sum())
+            lost = ", ".join(f"{count} less in {label}" for label, count in sorted(labels.items()))
+            say(f"  {split} has {whole - labels.total()} of {whole} images{lost and f': {lost}'}")
 
 
 def command(words: Sequence[str]) -> Data:
