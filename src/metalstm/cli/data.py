@@ -81,7 +81,7 @@ class Data(Command):
         if dataset.groups:
             counts = zip(dataset.n_groups, data.SPLITS, strict=True)
             shown = ", ".join(f"{n} {dataset.groups} in {split}" for n, split in counts)
-            console.print(f"groups of classes, for --within-group: {shown}", soft_wrap=True)
+            say(f"groups of classes, for --within-group: {shown}")
         self._check_splits()
 
     def _check_splits(self) -> None:
