@@ -16,7 +16,7 @@ def test_omniglot(tmp_path):
     sets = load("omniglot", make_omniglot(tmp_path))
     assert sets.name == "omniglot"
     assert sets.traits == Traits(drawing=True, mirrors=False, rotations=True, centered=True)
-    assert (sets.tasks, sets.group_tasks) == (((5, 1), (5, 5), (20, 1)), ((20, 1),))
+    assert (sets.tasks, sets.group_tasks) == (((5, 1), (5, 5), (20, 1), (20, 5)), ((20, 1),))
     assert sets.licence == "MIT, Copyright (c) 2015 Brenden Lake"
     assert {split: len(part.classes) for split, part in sets.splits.items()} == {
         "meta-train": 9,
