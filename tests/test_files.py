@@ -1,9 +1,13 @@
 """Files that are written whole or not at all."""
 
 import errno
+import json
+import math
 import os
+import re
 import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +93,79 @@ def test_leftovers_of_the_named_files_and_of_no_others_are_removed(tmp_path):
         (tmp_path / name).write_text("")
     files.remove_temporary(tmp_path, "a.json", "c.json")
     assert sorted(os.listdir(tmp_path)) == sorted(others)
+
+
+# JSON.
+
+
+def test_json_has_no_nan():
+    values = {"a": [1, 0.5, math.nan, (math.inf, "NaN")], "b": {"c": -math.inf, "d": None, "e": True}}
+    assert json.loads(files.to_json(values), parse_constant=pytest.fail) == {
+        "a": [1, 0.5, None, [None, "NaN"]],
+        "b": {"c": None, "d": None, "e": True},
+    }
+    assert files.to_json({"a": 1}, indent=1) == '{\n "a": 1\n}'
+
+
+# Locks.
+
+
+def test_a_lock_is_one_s_at_a_time_names_its_holder_and_leaves_nothing(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    with files.lock(folder / "lock"):
+        holder = (folder / "lock").read_text()
+        assert re.fullmatch(rf"process {os.getpid()} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC", holder)
+        with pytest.raises(UserError) as error, files.lock(folder / "lock"):
+            pytest.fail("locked twice")
+        assert str(error.value) == f"{folder} is in use by {holder}: wait until it ends, or choose another folder"
+        with files.lock(folder / "other"):
+            pass
+    assert not folder.exists(), "it was made for the lock and nothing else is in it"
+    tmp_path.joinpath("file").write_text("")
+    with files.lock(tmp_path / "lock"):
+        pass
+    assert os.listdir(tmp_path / "new") == []
+
+
+TAKE = """
+import os, sys, time
+from pathlib import Path
+from metalstm import files
+path, counter = Path(sys.argv[1]) / "lock", Path(sys.argv[1]) / "counter"
+for _ in range(30):
+    with files.lock(path, wait=lambda holder: None):
+        value = int(counter.read_text())
+        time.sleep(0.001)
+        counter.write_text(str(value + 1))
+"""
+
+
+def test_many_processes_take_turns(tmp_path):
+    (tmp_path / "counter").write_text("0")
+    processes = [subprocess.Popen([sys.executable, "-c", TAKE, tmp_path]) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "counter").read_text() == "90"
+    assert os.listdir(tmp_path) == ["counter"]
+
+
+def test_a_lock_ends_with_a_process_that_is_killed(tmp_path):
+    hold = "import sys, time; from pathlib import Path; from metalstm import files\n"
+    hold += "with files.lock(Path(sys.argv[1])): print(flush=True); time.sleep(600)"
+    process = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "lock"], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    waited = []
+
+    def kill(holder: str) -> None:
+        waited.append(holder)
+        process.kill()
+
+    with files.lock(tmp_path / "lock", wait=kill):
+        assert [holder.split()[1] for holder in waited] == [str(process.pid)]
+    process.communicate()
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path / 'file'} "), files.lock(tmp_path / "file" / "lock"):
+        pytest.fail("locked")

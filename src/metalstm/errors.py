@@ -3,6 +3,7 @@
 import difflib
 import errno
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -21,6 +22,12 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def shown(value: Any) -> str:
+    """A value in a message, in at most 200 characters: what a file holds has no bounds."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for an unknown name, with the nearest known name as a suggestion.
 
@@ -33,6 +40,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
         The error, for the caller to raise.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name[:80], known, n=1)
     hint = f", did you mean {near[0]!r}?" if near else ""
-    return UserError(f"unknown {kind} {name!r}{hint or ':'} allowed: {', '.join(known)}")
+    return UserError(f"unknown {kind} {shown(name)}{hint or ':'} allowed: {', '.join(known)}")

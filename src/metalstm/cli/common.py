@@ -9,7 +9,7 @@ import tyro
 from msgspec import Meta
 
 from metalstm.cli import process
-from metalstm.errors import UserError
+from metalstm.settings import Seed
 
 
 class Command(ABC):
@@ -33,7 +33,7 @@ class Command(ABC):
 class Common:
     """Options of every command."""
 
-    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     """Seed of episodes and weights. The same seed gives every method the same episodes, on every machine."""
     device: str = "auto"
     """`cpu`, `cuda` or `cuda:1`. `auto` takes a GPU if there is one."""
@@ -55,7 +55,7 @@ class Common:
         """
         import torch
 
-        from metalstm import distributed, kernels
+        from metalstm import devices, distributed, kernels
 
         kernels.keep_memory()
         if self.threads:
@@ -66,13 +66,9 @@ class Common:
         if process.rank() is not None:
             device = distributed.join(device)
         with distributed.all_fail_together():
-            try:
-                torch.zeros(1, device=device).item()
-                if device.startswith("cuda:"):
-                    torch.cuda.set_device(device)
-            except (RuntimeError, AssertionError) as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(f"--device {device}: not usable here ({reason}): pass --device cpu") from error
+            devices.usable(device)
+            if device.startswith("cuda:"):
+                torch.cuda.set_device(device)
         return device
 
 
