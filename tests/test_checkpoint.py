@@ -7,8 +7,9 @@ import pickle
 import struct
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ import metalstm
 from metalstm import checkpoint, recipes
 from metalstm.episodes import Episode, Query, Support
 from metalstm.errors import UserError
-from metalstm.learners import Conv4
+from metalstm.learners import LEARNERS, Conv4
 from metalstm.methods import METHODS, GradientMethod, InnerLoop, Method, RunConfig
 from metalstm.optimizers import MetaLSTM
 from metalstm.settings import TrainingSettings, Traits
@@ -64,7 +65,7 @@ def path(tmp_path) -> Path:
 
 def test_tensors_come_back_with_every_bit(tmp_path):
     tensors = {
-        "special": torch.tensor([float("nan"), float("inf"), -0.0, 1e-45]),
+        "special": torch.tensor([3.4e38, -0.0, 1e-45]),
         "scalar": torch.tensor(3.5, dtype=torch.float64),
         "labels": torch.arange(6).view(2, 3).T,  # not contiguous
         "empty": torch.zeros(0, 4),
@@ -142,6 +143,7 @@ def test_every_method_comes_back_with_the_same_logits(name, tmp_path):
     checkpoint.save(tmp_path / "x.safetensors", checkpoint.method_tensors(method), {"config": recipes.to_dict(config)})
     again, config_again, _ = checkpoint.load_method(tmp_path / "x.safetensors")
     assert config_again == config
+    assert checkpoint.check_shapes(config, method.state_dict()) is not None, "it can be built on the meta device"
     generator = torch.Generator().manual_seed(0)
     support = Support(torch.rand(6, 3, 16, 16, generator=generator), torch.arange(3).repeat(2), 3)
     x = torch.rand(4, 3, 16, 16, generator=generator)
@@ -304,7 +306,12 @@ def test_a_configuration_that_is_none_is_refused_in_one_line(commands, path, met
         ("learner_settings.filters", "many", "--filters many: must be a whole number, at least 1 and at most 4096"),
         ("learner_settings.filters", -1, "--filters -1: must be at least 1 and at most 4096"),
         ("learner_settings", [], "Conv4.Settings is []: must be an object"),
-        ("settings.epochs", 0, "--epochs 0: must be at least 1 and at most 10000"),
+        ("settings.epochs", 0, "--epochs 0: must be at least 1 and at most 500"),
+        ("settings.epochs", 10_000, "--epochs 10000: must be at least 1 and at most 500"),
+        ("optimizer_settings.hidden_size", 10_000, "--hidden-size 10000: must be at least 1 and at most 1024"),
+        ("image_shape", [1, 10_000, 16], "--image-shape [1, 10000, 16]: must be 3 values, each a whole number"),
+        ("n_shot", 10**400, "--n-shot 1000"),
+        ("n_classes", 10**9, "--n-classes 1000000000: must be at least 0 and at most 1e+06"),
         ("settings.order", 7, "--order 7: must be one of 1, 2"),
         ("settings.query_norm", "foo", "--query-norm foo: must be one of running, support, batch"),
         ("settings.norm_momentum", "x", "--norm-momentum x: must be a number, above 0 and at most 1"),
@@ -390,6 +397,114 @@ def test_tensors_that_do_not_fit_are_refused_in_one_line(commands, path, fault):
     message = commands.refusal("evaluate", path)
     assert message.startswith(f"{path} {UNFIT} (")
     assert message.endswith("): train it anew")
+
+
+ASK = """
+import resource, sys
+from pathlib import Path
+from metalstm import checkpoint, learners, methods, optimizers, recipes
+from metalstm.errors import UserError
+
+resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for place, value in (("filters", 4096), ("hidden_size", 1024), ("image_shape", (1, 512, 512)), ("n_way", 10**6)):
+    try:
+        checkpoint.load_method(Path(sys.argv[1]) / f"{place}.safetensors")
+        sys.exit(f"{place} {value} was loaded")
+    except UserError as error:
+        print(error)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) // 1024
+assert grown < 100, f"{grown} MiB"
+"""
+
+
+def test_what_a_configuration_asks_for_is_compared_with_the_file_before_it_is_made(tmp_path):
+    """All of these are within their bounds, and 4,096 filters take 1.8 GB."""
+    tensors, meta = content()
+    for place, value in (("filters", 4096), ("hidden_size", 1024), ("image_shape", (1, 512, 512)), ("n_way", 10**6)):
+        config = recipes.from_dict(meta["config"])
+        config = recipes.with_changes(config, {place: value}) if place[0] in "fh" else replace(config, **{place: value})
+        checkpoint.save(tmp_path / f"{place}.safetensors", tensors, {"config": recipes.to_dict(config)})
+    done = subprocess.run([sys.executable, "-c", ASK, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, second, *_ = done.stdout.splitlines()
+    assert "(body_0 is float32 (150,), and float32 (453070848,) here): train it anew" in first
+    assert "(optimizer.bias is float32 (4,), and float32 (4096,) here): train it anew" in second
+
+
+def test_tensors_of_another_type_are_refused(path):
+    tensors, meta = content()
+    checkpoint.save(path, tensors | {"method.body_0": tensors["method.body_0"].double()}, meta)
+    with pytest.raises(UserError, match=r"\(body_0 is float64 .*, and float32 .* here\): train it anew$"):
+        checkpoint.load_method(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"meta_val": "high"}, "Expected `float | null`, got `str` - at `$.meta_val`"),
+        ({"episode": -1}, "Expected `int` >= 0 - at `$.episode`"),
+        ({"calibration": [5]}, "Expected `object`, got `int` - at `$.calibration[0]`"),
+        ({"calibration": [{"n_way": 2}]}, "Object missing required field `n_shot` - at `$.calibration[0]`"),
+        (
+            {"calibration": [{"n_way": 2, "n_shot": 1, "temperature": 0.0, "threshold": 0.5}]},
+            "Expected `float` > 0.0 - at `$.calibration[0].temperature`",
+        ),
+    ],
+    ids=str,
+)
+def test_other_values_of_a_checkpoint_are_checked_too(path, changes, said):
+    tensors, meta = content()
+    checkpoint.save(path, tensors, meta | changes)
+    with pytest.raises(UserError) as error:
+        checkpoint.load_method(path)
+    assert str(error.value) == f"{path} {UNFIT} ({said}): train it anew"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_are_neither_written_nor_read(tmp_path, path, value):
+    tensors, meta = content()
+    name = "method.optimizer.bias"
+    odd = tensors | {name: torch.full_like(tensors[name], value)}
+    with pytest.raises(UserError) as error:
+        checkpoint.save(tmp_path / "new.safetensors", odd, meta)
+    assert str(error.value) == (
+        f"{tmp_path / 'new.safetensors'} is not written ({name} has numbers that are not finite): "
+        "what was learned has diverged, so lower --lr"
+    )
+    assert not (tmp_path / "new.safetensors").exists()
+    with pytest.raises(UserError, match=r"is not written \(Out of range float values .*\): what was learned"):
+        checkpoint.save(tmp_path / "new.safetensors", tensors, meta | {"meta_val": value})
+    path.write_bytes(serialize(odd, metadata={"metalstm": json.dumps(meta)}))
+    with pytest.raises(UserError) as error:
+        checkpoint.load(path)
+    assert str(error.value) == f"{path} {DAMAGED} ({name} has numbers that are not finite): get or train it anew"
+    for text in (json.dumps(meta | {"meta_val": value}), json.dumps(meta | {"meta_val": 1.5}).replace("1.5", "1e999")):
+        path.write_bytes(serialize(tensors, metadata={"metalstm": text}))
+        with pytest.raises(UserError, match=rf"^{path} {DAMAGED} \(Out of range float values"):
+            checkpoint.load_method(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=rf"^{tmp_path / 'pipe'} {DAMAGED} \(it is not a file\)"):
+        checkpoint.load_method(tmp_path / "pipe")
+
+
+def test_a_learner_that_needs_its_numbers_to_be_built_is_compared_afterwards(tmp_path, monkeypatch):
+    """The meta device has none."""
+
+    class Own(Conv4):
+        def __init__(self, *args: Any):
+            super().__init__(*args)
+            torch.linspace(0, 1, 3).tolist()
+
+    monkeypatch.setitem(LEARNERS, "conv4", Own)
+    tensors, meta = content()
+    checkpoint.save(tmp_path / "own", tensors, meta)
+    assert isinstance(checkpoint.load_method(tmp_path / "own")[0].get_submodule("learner"), Own)
+    checkpoint.save(tmp_path / "own", {name: each for name, each in tensors.items() if "body_0" not in name}, meta)
+    with pytest.raises(UserError, match=UNFIT):
+        checkpoint.load_method(tmp_path / "own")
 
 
 # Nothing is executed.

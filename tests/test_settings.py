@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import hypothesis
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,12 +61,12 @@ RIGHT: dict[str, list[Any]] = {
     "text": ["", "anything 'quoted'"],
 }
 WRONG = [
-    ("count", 0, "--count 0: must be at least 1"),
-    ("count", -3, "--count -3: must be at least 1"),
-    ("count", 1.5, "--count 1.5: must be a whole number, at least 1"),
-    ("count", "1", "--count 1: must be a whole number, at least 1"),
-    ("count", True, "--count True: must be a whole number, at least 1"),
-    ("count", None, "--count None: must be a whole number, at least 1"),
+    ("count", 0, "--count 0: must be at least 1 and at most 1e+09"),
+    ("count", -3, "--count -3: must be at least 1 and at most 1e+09"),
+    ("count", 1.5, "--count 1.5: must be a whole number, at least 1 and at most 1e+09"),
+    ("count", "1", "--count 1: must be a whole number, at least 1 and at most 1e+09"),
+    ("count", True, "--count True: must be a whole number, at least 1 and at most 1e+09"),
+    ("count", None, "--count None: must be a whole number, at least 1 and at most 1e+09"),
     ("few", 6, "--few 6: must be at least 2 and at most 5"),
     ("rate", 0.0, "--rate 0.0: must be above 0 and at most 1e+09"),
     ("rate", -1, "--rate -1: must be above 0 and at most 1e+09"),
@@ -128,7 +129,7 @@ def test_every_wrong_value_is_named():
     with pytest.raises(UserError) as error:
         settings.check(replace(Everything(), count=0, share=2.0), replace(TrainingSettings(), lr=-1.0))
     assert str(error.value) == (
-        "--count 0: must be at least 1; --share 2.0: must be at least 0 and below 1; "
+        "--count 0: must be at least 1 and at most 1e+09; --share 2.0: must be at least 0 and below 1; "
         "--lr -1.0: must be above 0 and at most 1e+09"
     )
 
@@ -137,7 +138,7 @@ def test_fields_that_are_settings_are_read_too():
     values = settings.to_dict(replace(Everything(), inner=Inner(5)))
     assert values["inner"] == {"size": 5}
     assert settings.from_dict(Everything, values).inner == Inner(5)
-    with pytest.raises(UserError, match=r"^--size 0: must be at least 1$"):
+    with pytest.raises(UserError, match=r"^--size 0: must be at least 1 and at most 1e\+09$"):
         settings.from_dict(Everything, values | {"inner": {"size": 0}})
     with pytest.raises(UserError, match=r"^Inner is 5: must be an object$"):
         settings.from_dict(Everything, values | {"inner": 5})
@@ -158,6 +159,26 @@ def test_names_are_checked():
         settings.check_names(Everything, {"cuont": 1} | {k: v for k, v in values.items() if k != "count"})
     with pytest.raises(UserError, match=r"^Everything does not know 1$"):
         settings.check_names(Everything, {1: 2}, complete=False)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32 - 1, np.int64(3)])
+def test_a_seed_is_a_whole_number_that_numpy_takes(seed):
+    settings.check_seed(seed)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.0, "1", None, True])
+def test_other_seeds_are_refused(seed):
+    with pytest.raises(UserError) as error:
+        settings.check_seed(seed)
+    assert str(error.value) == f"--seed {seed!r}: must be a whole number, at least 0 and below 2^32"
+
+
+def test_a_message_shows_no_more_of_a_file_than_fits():
+    long = "a" * 10_000
+    for values in ({"count": long}, {long: 1}, {str(k): 1 for k in range(10_000)}, [long]):
+        with pytest.raises(UserError) as error:
+            settings.from_dict(Everything, values)
+        assert len(str(error.value)) < 300
 
 
 def test_a_setting_that_is_newer_than_a_file_has_its_default():

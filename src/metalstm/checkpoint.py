@@ -1,36 +1,76 @@
-"""Checkpoints: tensors in safetensors, everything else as JSON in its header. Loading one executes nothing."""
+"""Checkpoints: tensors in safetensors, everything else as JSON in its header. Loading one executes nothing.
+
+A file is not trusted: before a network is built, its settings are held against their bounds, and the shapes that they
+ask for against the tensors in the file. So what loading costs is bounded by the size of the file.
+"""
 
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from metalstm import files, recipes
 from metalstm.errors import UserError, unknown
 from metalstm.methods import Method, RunConfig
+from metalstm.settings import Amount, Count, Finite, NotNegative, Positive, Ways
+
+MOST_ABSENT = 2**28  # bytes of tensors that a method has and a file may lack
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` fitted for a number of classes and shots; what it measured beside that is not looked at."""
+
+    n_way: Ways
+    n_shot: Count
+    temperature: Positive
+    threshold: NotNegative
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The plain values of a meta-learner that are used; others are kept and not looked at."""
+
+    config: dict[str, Any]
+    meta_val: Finite | None = None
+    episode: Amount = 0
+    calibration: list[Calibration] | None = None
 
 
 def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write tensors and plain values to one safetensors file, whole or not at all."""
+    """Write tensors and plain values to one safetensors file, whole or not at all.
+
+    Raises:
+        UserError: A number is not finite, or the file cannot be written.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files.write(path, serialize(tensors, metadata={"metalstm": json.dumps(meta)}))
+    try:
+        check_finite(tensors)
+        text = json.dumps(meta, allow_nan=False)
+    except ValueError as error:
+        raise UserError(f"{path} is not written ({error}): what was learned has diverged, so lower --lr") from error
+    files.write(path, serialize(tensors, metadata={"metalstm": text}))
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save` wrote.
 
     Raises:
-        UserError: The file is missing, damaged, or not a checkpoint of metalstm.
+        UserError: The file is missing, damaged, not a checkpoint of metalstm, or has a number that is not finite.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ValueError("it is not a file")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "metalstm" not in metadata:
@@ -38,11 +78,28 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             meta = json.loads(metadata["metalstm"])
             if not isinstance(meta, dict):
                 raise ValueError("its metadata are no object")
-            return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+            json.dumps(meta, allow_nan=False)  # the reader takes NaN and 1e999
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        check_finite(tensors)
+        return tensors, meta
+    except Exception as error:
         if not path.exists():
             raise UserError(f"no checkpoint at {path}") from error
-        raise UserError(f"{path} is damaged or not a checkpoint of metalstm ({error}): get or train it anew") from error
+        reason = _reason(error)
+        raise UserError(
+            f"{path} is damaged or not a checkpoint of metalstm ({reason}): get or train it anew"
+        ) from error
+
+
+def check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Whether all numbers are finite.
+
+    Raises:
+        ValueError: Names the first tensor that has a NaN or an infinite number.
+    """
+    for name, tensor in sorted(tensors.items()):
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} has numbers that are not finite")
 
 
 def load_method(name: str | Path, changes: dict[str, Any] | None = None) -> tuple[Method, RunConfig, dict[str, Any]]:
@@ -64,9 +121,44 @@ def load_method(name: str | Path, changes: dict[str, Any] | None = None) -> tupl
         raise UserError(f"{path} is a classifier, not a meta-learner: metalstm predict takes it")
     config = recipes.with_changes(read_config(path, meta), changes or {})
     with fits(path, "train it anew"):
+        msgspec.convert(meta, Facts)
+        state = method_state(tensors)
+        check_shapes(config, state)
         method = recipes.build(config)
-        method.load_state_dict(method_state(tensors))
+        method.load_state_dict(state)
     return method.eval(), config, meta
+
+
+def check_shapes(config: RunConfig, state: Mapping[str, Tensor], may_lack_spent: bool = False) -> Method | None:
+    """Compare a method's tensors with those that its configuration asks for, before any of them is made.
+
+    Args:
+        config: The configuration.
+        state: The tensors, under the names that they have in `state_dict`.
+        may_lack_spent: Tensors may be missing that the method no longer needs once it has adapted.
+
+    Returns:
+        The method on PyTorch's meta device: shapes without numbers. None if its learner cannot be built there.
+
+    Raises:
+        KeyError, ValueError: A tensor is missing, foreign, or of another shape or type.
+        UserError: The configuration makes no sense.
+    """
+    try:
+        with torch.device("meta"):
+            method = recipes.build(config)
+    except UserError:
+        raise
+    except Exception:  # a module of a user's own may need its numbers; it is compared once it is built
+        return None
+    expected = method.state_dict()
+    absent = (
+        {name: expected.pop(name) for name in expected.keys() & method.spent() - state.keys()} if may_lack_spent else {}
+    )
+    _check_same_shapes(expected, state)
+    if (n_bytes := sum(each.numel() * each.element_size() for each in absent.values())) > MOST_ABSENT:
+        raise ValueError(f"its settings ask for {n_bytes:,} bytes that the file does not hold")
+    return method
 
 
 def read_config(path: Path, meta: dict[str, Any]) -> RunConfig:
@@ -88,8 +180,8 @@ def fits(path: Path, mend: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError, UserError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).splitlines()[0]
+    except Exception as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else _reason(error)
         raise UserError(f"{path} does not fit this version of metalstm ({reason}): {mend}") from error
 
 
@@ -136,16 +228,13 @@ def restore_training_state(method: Method, optimizer: torch.optim.Optimizer, ten
     """Put back what `training_state` took after a step.
 
     Raises:
-        ValueError: The tensors are of another method, or not all there.
+        KeyError, ValueError: The tensors are of another method, or not all there.
     """
     # One step that changes nothing lasting makes the optimizer's state, with the names and shapes to hold against.
     for parameter in method.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
-    expected = training_state(method, optimizer)
-    wrong = [name for name in expected.keys() | tensors.keys() if _shape(expected, name) != _shape(tensors, name)]
-    if wrong:
-        raise ValueError(f"{min(wrong)} is missing, foreign or of another shape")
+    _check_same_shapes(training_state(method, optimizer), tensors)
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
@@ -165,5 +254,23 @@ def method_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.removeprefix("method."): tensor for key, tensor in tensors.items() if key.startswith("method.")}
 
 
-def _shape(tensors: dict[str, Tensor], name: str) -> torch.Size | None:
-    return tensors[name].shape if name in tensors else None
+def _check_same_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Whether there are these tensors and no others, each of its shape and type.
+
+    Raises:
+        KeyError: One is missing.
+        ValueError: One is of another shape or type, or foreign.
+    """
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise KeyError(name)
+        if name not in expected:
+            raise ValueError(f"{name} is foreign")
+        there, here = (f"{each[name].dtype} {tuple(each[name].shape)}" for each in (tensors, expected))
+        if there != here:
+            raise ValueError(f"{name} is {there}, and {here} here".replace("torch.", ""))
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line that is not too long."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:500]

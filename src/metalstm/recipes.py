@@ -8,7 +8,7 @@ import torch
 
 from metalstm import settings as settings_of
 from metalstm.data import MetaSets
-from metalstm.errors import UserError, unknown
+from metalstm.errors import UserError, shown, unknown
 from metalstm.learners import LEARNERS
 from metalstm.methods import METHODS, Method, Recipe, RunConfig
 from metalstm.optimizers import OPTIMIZERS
@@ -142,7 +142,7 @@ def check(config: RunConfig | Recipe) -> None:
     Raises:
         UserError: Names every wrong value and what is allowed.
     """
-    settings_of.check(*(getattr(config, part) for part in _PARTS))
+    settings_of.check(config, *(getattr(config, part) for part in _PARTS))
 
 
 def changes(config: RunConfig) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def differences(old: RunConfig, new: RunConfig) -> str:
     """What differs between two runs, in words, except their length; empty if one can go on with the other."""
     before, after = _flat(old), _flat(new)
     return "; ".join(
-        f"{name} {before.get(name)!r} there, {after.get(name)!r} now"
+        f"{name} {shown(before.get(name))} there, {shown(after.get(name))} now"
         for name in before | after
         if before.get(name) != after.get(name)
     )
@@ -178,7 +178,7 @@ def from_dict(values: Any) -> RunConfig:
         UserError: A name is missing or unknown, or a value is of a wrong type or makes no sense.
     """
     if not isinstance(values, dict):
-        raise UserError(f"a configuration is {values!r}: must be an object")
+        raise UserError(f"a configuration is {shown(values)}: must be an object")
     settings_of.check_names(RunConfig, values)
     kinds: dict[str, Callable[[], Any]] = {
         "settings": lambda: look_up("method", METHODS, values["method"]).Settings,

@@ -5,18 +5,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from math import inf
+from numbers import Integral
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
-from metalstm.errors import UserError
+from metalstm.errors import UserError, shown
 
 S = TypeVar("S")
 
 LARGEST = 1e9  # of every number
 
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=10**9)]
+Amount = Annotated[int, Meta(ge=0, le=10**9)]  # a count that may be 0
+Ways = Annotated[int, Meta(ge=2, le=10**6)]  # classes in an episode
+Channels = Annotated[int, Meta(ge=1, le=16)]  # of an image
+Side = Annotated[int, Meta(ge=1, le=512)]  # height or width of an image, in pixels
+Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
 NotNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
 Share = Annotated[float, Meta(ge=0, lt=1)]  # 1 is excluded
@@ -53,7 +59,7 @@ class Traits:
 class TrainingSettings:
     """The outer loop; the defaults are the paper's for the Meta-LSTM at 5 shots."""
 
-    episodes: Annotated[int, Meta(ge=0)] = 50_000
+    episodes: Amount = 50_000
     """Meta-train episodes at the most; mini-batches for a method that is trained on these."""
     minutes: Positive | None = None
     """Minutes of training at the most, validations and pre-training included."""
@@ -71,7 +77,7 @@ class TrainingSettings:
     """Factor of the weights that the outer optimizer adds to their gradient."""
     clip: Positive | None = 0.25
     """Largest norm of the meta-gradient, over all meta-parameters."""
-    pretrain: Annotated[int, Meta(ge=0)] = 0
+    pretrain: Amount = 0
     """Mini-batches of pre-training as a classifier of all meta-train classes, from which theta_0 starts."""
     rotations: bool = False
     """Add each meta-train class turned by 90, 180 and 270 degrees as new classes."""
@@ -90,7 +96,7 @@ class TrainingSettings:
     """Draw all classes of an episode from one group of classes, an alphabet for example; in validation too."""
     val_every: Count = 1000
     """Episodes between two validations."""
-    val_episodes: Annotated[int, Meta(ge=2)] = 100
+    val_episodes: Annotated[int, Meta(ge=2, le=10**9)] = 100
     """Meta-val episodes in a validation."""
     patience: Count | None = None
     """Stop after this many validations without gain."""
@@ -110,6 +116,16 @@ def check(*settings: Any) -> None:
     wrong = [message for each in settings for message in _wrong(type(each), _values(each))]
     if wrong:
         raise UserError("; ".join(wrong))
+
+
+def check_seed(seed: Any) -> None:
+    """Whether NumPy and torch take a number as a seed.
+
+    Raises:
+        UserError: It is out of 0 .. 2^32 - 1, or no whole number.
+    """
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= int(seed) < 2**32:
+        raise UserError(f"--seed {shown(seed)}: must be a whole number, at least 0 and below 2^32")
 
 
 def changed(settings: S, name: str, value: Any) -> S:
@@ -140,7 +156,7 @@ def from_dict(kind: type[S], values: Any) -> S:
         UserError: A name is unknown, or a value has a wrong type or is out of its bounds.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{kind.__qualname__} is {values!r}: must be an object")
+        raise UserError(f"{kind.__qualname__} is {shown(values)}: must be an object")
     check_names(kind, values, complete=False)
     if wrong := list(_wrong(kind, values)):
         raise UserError("; ".join(wrong))
@@ -155,7 +171,8 @@ def check_names(kind: type, values: Mapping[Any, Any], complete: bool = True) ->
     """
     names = {field.name for field in fields(kind)}
     faults = {"lacks": names - set(values) if complete else set(), "does not know": set(values) - names}
-    if said := [f"{what} {', '.join(sorted(map(str, which)))}" for what, which in faults.items() if which]:
+    faults = {what: sorted(str(each)[:80] for each in which)[:20] for what, which in faults.items() if which}
+    if said := [f"{what} {', '.join(which)}" for what, which in faults.items()]:
         raise UserError(f"{kind.__qualname__} {' and '.join(said)}")
 
 
@@ -187,7 +204,7 @@ def _wrong(kind: type, values: Mapping[str, Any]) -> Iterator[str]:
             continue
         if not _fits(values[name], hint):
             is_of_type = _fits(values[name], _plain_hints(kind)[name]) and values[name] not in (inf, -inf)
-            yield f"{option(name)} {values[name]!r}: must be {_allowed(hint, not is_of_type)}".replace("'", "")
+            yield f"{option(name)} {shown(values[name])}: must be {_allowed(hint, not is_of_type)}".replace("'", "")
 
 
 def _fits(value: Any, hint: Any) -> bool:

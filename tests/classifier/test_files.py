@@ -99,13 +99,23 @@ def test_files_that_are_no_classifier(make, fitted, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"classes": ["a", "b"]}, "3 outputs for 2 classes"),
+        ({"classes": ["a", "b"]}, "theta is no vector of "),
         ({"classes": "abc"}, "--classes abc: must be"),
         ({"seed": "x"}, "--seed x: must be a whole number"),
         ({"config": {}}, "RunConfig lacks data"),
-        ({"preprocessing": {"image_size": 0, "channels": 3, "drawing": False}}, ""),
+        (
+            {"preprocessing": {"image_size": 0, "channels": 3, "drawing": False}},
+            "images of 3x0x0 for a learner of 3x16x16",
+        ),
+        (
+            {"preprocessing": {"image_size": 10**6, "channels": 3, "drawing": False}},
+            "images of 3x1000000x1000000 for a ",
+        ),
         ({"preprocessing": {"size": 16}}, "Preprocessing does not know size"),
-        ({"calibration": {"threshold": 0.5}}, "'temperature' is missing"),
+        ({"calibration": {"threshold": 0.5}}, "Object missing required field `n_way`"),
+        ({"classes": ["a", "b", 3]}, "labels of different types, numbers and text"),
+        ({"images": [1, -1, 1]}, "--images [1, -1, 1]: must be"),
+        ({"seed": -1}, "--seed -1: must be at least 0"),
         ({"more": 1}, "ClassifierFile does not know more"),
     ],
 )
@@ -135,3 +145,61 @@ def test_tensors_that_do_not_fit(fitted, tmp_path):
     for change in ({"adapted.theta": torch.zeros(3)}, {"method.foreign": torch.zeros(3)}):
         checkpoint.save(tmp_path / "other.safetensors", tensors | change, meta)
         assert refusal(tmp_path / "other.safetensors").endswith("): adapt it anew")
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "reason"),
+    [
+        ("meta-lstm", {"adapted.theta": torch.zeros(10**6)}, "theta is no vector of "),
+        ("meta-lstm", {"adapted.moments": torch.zeros(2, 4)}, "moments is no vector of 32 numbers"),
+        ("pixels", {"adapted.n_way": torch.tensor(10**12)}, "n_way is 1000000000000, but there are 3 classes"),
+        ("matching-net", {"adapted.n_way": torch.tensor(10**12)}, "n_way is 1000000000000, but there are 3 classes"),
+        ("matching-net", {"adapted.n_way": torch.tensor([3, 3])}, "n_way is [3, 3], but there are 3 classes"),
+        ("pretrained", {"adapted.y": torch.full((15,), 3)}, "y are no labels of 3 classes"),
+        ("pretrained", {"adapted.y": torch.zeros(15)}, "y are no labels of 3 classes"),
+        ("pixels", {"adapted.y": torch.zeros(14, dtype=torch.int64)}, "x and y are of different lengths"),
+        ("pretrained", {"adapted.features": torch.zeros(15, 5)}, "features are not those of the learner"),
+    ],
+)
+def test_what_was_adapted_is_checked_before_anything_is_computed(make, patterns, tmp_path, method, changes, reason):
+    """10^12 classes would be a loop without end."""
+    Classifier(make(method)).fit(patterns.support, patterns.labels).save(tmp_path / "fitted.safetensors")
+    tensors, meta = checkpoint.load(tmp_path / "fitted.safetensors")
+    checkpoint.save(tmp_path / "other.safetensors", tensors | changes, meta)
+    message = refusal(tmp_path / "other.safetensors")
+    assert f"other.safetensors does not fit this version of metalstm ({reason}" in message
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("meta-lstm", {"learner_settings.filters": 4096}),
+        ("pretrained", {"n_classes": 10**6, "training.rotations": True}),
+        ("meta-lstm", {"n_way": 10**6, "settings.shared_head": False}),
+    ],
+)
+def test_what_a_file_lacks_is_not_made_however_large(make, patterns, tmp_path, method, changes):
+    """The file of a classifier lacks what adapting alone needs: it was gigabytes that its settings could ask for."""
+    path = make(method, filters=64)
+    Classifier(path).fit(patterns.support, patterns.labels).save(tmp_path / "fitted.safetensors")
+    tensors, meta = checkpoint.load(tmp_path / "fitted.safetensors")
+    for place, value in changes.items():
+        *outer, name = place.split(".")
+        part = meta["config"][outer[0]] if outer else meta["config"]
+        part[name] = value
+    checkpoint.save(tmp_path / "other.safetensors", tensors, meta)
+    assert "other.safetensors does not fit this version of metalstm (" in refusal(tmp_path / "other.safetensors")
+
+
+def test_probabilities_that_are_not_finite_are_refused(fitted, tmp_path, patterns):
+    tensors, meta = checkpoint.load(fitted)
+    theta = torch.full_like(tensors["adapted.theta"], 3e38)
+    checkpoint.save(tmp_path / "other.safetensors", tensors | {"adapted.theta": theta}, meta)
+    assert "(the classifier's probabilities are not finite: adapt anew" in refusal(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"is not written \(adapted.theta has numbers that are not finite\)"):
+        checkpoint.save(tmp_path / "other.safetensors", tensors | {"adapted.theta": theta * 10}, meta)
+
+
+def test_a_device_that_is_not_there_is_named(fitted):
+    with pytest.raises(UserError, match=r"^--device xx: not usable here \(.*\): pass --device cpu$"):
+        Classifier.load(fitted, device="xx")

@@ -4,15 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from torch import Tensor
 
-from metalstm import checkpoint, recipes, settings
+from metalstm import checkpoint, devices, recipes, settings
+from metalstm.classifier.inputs import as_classes
 from metalstm.classifier.meta_learner import PRECISION, temperature
 from metalstm.classifier.network import Network
 from metalstm.errors import UserError
 from metalstm.images import Preprocessing
-from metalstm.methods import Method
+from metalstm.methods import Method, RunConfig
+from metalstm.settings import Count, Seed
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,9 @@ class ClassifierFile:
     checkpoint_sha256: str
     config: dict[str, Any]
     meta_val: float | None
-    classes: list[str | int | float]
-    images: list[int]
-    seed: int
+    classes: list[str | bool | int | float]
+    images: list[Count]
+    seed: Seed
     preprocessing: Preprocessing
     calibration: dict[str, float] | None
     adapted: list[str]
@@ -44,8 +47,9 @@ def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any]]:
     """Read what `save` wrote; executes nothing.
 
     Raises:
-        UserError: The file is missing, damaged, or not a classifier.
+        UserError: The file is missing, damaged, or not a classifier, or the device is not usable.
     """
+    device = str(devices.usable(device))
     if path.is_dir():
         raise UserError(f"{path} is a folder: give a file that metalstm adapt has written")
     tensors, meta = checkpoint.load(path)
@@ -56,16 +60,37 @@ def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any]]:
     with checkpoint.fits(path, "adapt it anew"):
         settings.check_names(ClassifierFile, meta)
         values = settings.from_dict(ClassifierFile, meta)
-        method = recipes.build(recipes.with_changes(recipes.from_dict(values.config), PRECISION))
-        _restore(method, _part(tensors, "method."))
-        held = _part(tensors, "adapted.")
+        as_classes(values.classes)
+        msgspec.convert(meta["calibration"], checkpoint.Calibration | None)
+        config = recipes.with_changes(recipes.from_dict(values.config), PRECISION)
+        _check_preprocessing(values.preprocessing, config)
+        state, held = _part(tensors, "method."), _part(tensors, "adapted.")
         adapted = {name: held[name] for name in values.adapted}
+        on_meta = checkpoint.check_shapes(config, state, may_lack_spent=True)
+        if on_meta:
+            on_meta.check_adapted(adapted, len(values.classes))
+        method = recipes.build(config)
+        _restore(method, state)
         network = Network(method, adapted, values.preprocessing, temperature(values.calibration), device)
         size, channels = values.preprocessing.image_size, values.preprocessing.channels
         answer = network.probabilities(np.zeros((1, size, size, channels), np.uint8))
         if answer.shape != (1, len(values.classes)):
             raise ValueError(f"{answer.shape[1]} outputs for {len(values.classes)} classes")
     return network, {name: value for name, value in meta.items() if name != "adapted"}
+
+
+def _check_preprocessing(preprocessing: Preprocessing, config: RunConfig) -> None:
+    """Whether it makes images of the shape that the learner takes.
+
+    Raises:
+        ValueError: It does not.
+    """
+    channels, height, width = config.image_shape
+    if (preprocessing.channels, preprocessing.image_size) != (channels, height) or height != width:
+        raise ValueError(
+            f"images of {preprocessing.channels}x{preprocessing.image_size}x{preprocessing.image_size} "
+            f"for a learner of {channels}x{height}x{width}"
+        )
 
 
 def _restore(method: Method, tensors: dict[str, Tensor]) -> None:

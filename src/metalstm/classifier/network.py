@@ -5,6 +5,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from metalstm.errors import UserError
 from metalstm.images import Preprocessing
 from metalstm.methods import Adapted, Method
 
@@ -42,9 +43,16 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def probabilities(self, pixels: UInt8[np.ndarray, "n height width channels"]) -> Float[np.ndarray, "n n_way"]:
-        """The same for any number of images, a batch at a time; there must be at least one."""
+        """The same for any number of images, a batch at a time; there must be at least one.
+
+        Raises:
+            UserError: They are not finite: adapting has diverged, or the weights are damaged.
+        """
         batches = torch.from_numpy(pixels).to(self.device).split(BATCH)
-        return torch.cat([self(batch) for batch in batches]).cpu().numpy()
+        probabilities = torch.cat([self(batch) for batch in batches]).cpu().numpy()
+        if not np.isfinite(probabilities).all():
+            raise UserError("the classifier's probabilities are not finite: adapt anew, with another checkpoint")
+        return probabilities
 
 
 def to_x(pixels: UInt8[Tensor, "n height width channels"], drawing: bool) -> Float[Tensor, "n channels height width"]:

@@ -31,7 +31,7 @@ from metalstm.errors import UserError
 from metalstm.learners import LEARNERS
 from metalstm.methods import METHODS, Recipe, RunConfig
 from metalstm.optimizers import OPTIMIZERS
-from metalstm.settings import Count, NoSettings, TrainingSettings, Traits
+from metalstm.settings import Count, NoSettings, TrainingSettings, Traits, Ways
 from metalstm.training.run_folder import RunFolder
 
 S = TypeVar("S")
@@ -69,7 +69,7 @@ class Train(Command, Generic[S, L, I, O]):
     """What the images of folder:DIR show. `drawing`: strokes on paper, read in gray with the paper dark; `photo`:
     anything that is the same in a mirror; `auto`: read as photos, and mirrored unless they look like drawings."""
     learner: Annotated[str, tyro.conf.arg(help=f"Network: {', '.join(LEARNERS)}.")] = "conv4"
-    n_way: Annotated[int, Meta(ge=2)] = 5
+    n_way: Ways = 5
     """Classes in an episode."""
     n_shot: Count = 5
     """Support images of a class."""
@@ -79,7 +79,7 @@ class Train(Command, Generic[S, L, I, O]):
     """Run folder; runs/METHOD-DATA-5w5s-RECIPE by default."""
     resume: bool = False
     """Resume the run in `--out`."""
-    image_size: int | None = None
+    image_size: Annotated[int, Meta(le=512)] | None = None
     """Height and width that images are resized to, in pixels; as the data set says by default, 32 for a folder."""
     tensorboard: bool = False
     """Also write a TensorBoard event file into the run folder: `tensorboard --logdir runs` shows it as it grows."""

@@ -51,7 +51,7 @@ class FromModule(Learner):
     def build(cls, settings: Any, image_shape: Sequence[int], generator: torch.Generator) -> "FromModule":
         """The learner of `network`, whose first weights depend on the generator alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+            torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator, device="cpu")))
             return cls(cls.network(settings, image_shape), image_shape)
 
     def train(self, mode: bool = True) -> "FromModule":

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from metalstm.data import ImagesByClass
 from metalstm.episodes import BatchSampler, Episode, EpisodeSampler, Support
-from metalstm.errors import UserError
+from metalstm.errors import UserError, shown
 from metalstm.learners import Learner, LearnerSettings
 from metalstm.methods.published import Published
 from metalstm.optimizers import InnerOptimizer
-from metalstm.settings import Count, NoSettings, TrainingSettings, Traits
+from metalstm.settings import Amount, Channels, Count, NoSettings, Seed, Side, TrainingSettings, Traits, Ways
 
 Adapted = dict[str, Tensor]  # everything that one task, or each of a batch of tasks, taught
 Gates = dict[str, Float[Tensor, "2 n_steps *tasks"]]  # f and the rate i of each layer, over the inner steps
@@ -82,12 +82,12 @@ class RunConfig(Recipe):
     data_digest: str = ""
     licence: str = ""
     traits: Traits = Traits()
-    image_shape: tuple[Count, Count, Count] = (1, 28, 28)
-    n_classes: Annotated[int, Meta(ge=0)] = 0
-    n_way: Annotated[int, Meta(ge=2)] = 5
+    image_shape: tuple[Channels, Side, Side] = (1, 28, 28)
+    n_classes: Annotated[int, Meta(ge=0, le=10**6)] = 0
+    n_way: Ways = 5
     n_shot: Count = 5
-    n_query: Annotated[int, Meta(ge=0)] = 15
-    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+    n_query: Amount = 15
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,16 @@ class Method(nn.Module, ABC):
         """The part of the network that `adapt` trains on a support set."""
         return "nothing"
 
+    def check_adapted(self, adapted: Adapted, n_way: int) -> None:
+        """Whether tensors from a file can be what it adapted to so many classes.
+
+        The method may be on the meta device: only its shapes may be asked for. Check everything that loops and
+        allocations of `logits` depend on, so that a damaged file neither hangs nor fills the memory.
+
+        Raises:
+            UserError, ValueError: They cannot.
+        """
+
     def n_steps(self, support: Support) -> int:
         """How many inner steps it takes; 0 for a method without an inner loop."""
         return 0
@@ -247,6 +257,19 @@ class Method(nn.Module, ABC):
             Fields of `RunConfig` to replace, and beside them `chosen`: plain values to be reported.
         """
         return {}
+
+
+def check_neighbors(adapted: Adapted, n_way: int) -> None:
+    """`Method.check_adapted` for methods that keep `y` and `n_way` of the support set.
+
+    Raises:
+        ValueError: They are not labels of so many classes.
+    """
+    y, kept = adapted["y"], adapted["n_way"]
+    if kept.shape or kept.is_floating_point() or kept != n_way:
+        raise ValueError(f"n_way is {shown(kept.tolist())}, but there are {n_way} classes")
+    if y.ndim != 1 or y.dtype != torch.int64 or not len(y) or y.min() < 0 or y.max() >= n_way:
+        raise ValueError(f"y are no labels of {n_way} classes")
 
 
 def copy_network(network: Network, body: Tensor, moments: Tensor) -> None:

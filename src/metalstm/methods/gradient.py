@@ -31,7 +31,7 @@ from metalstm.settings import Count, Positive, Weight
 
 G = TypeVar("G", bound="GradientMethod")
 
-Epochs = Annotated[int, Meta(ge=1, le=10_000)]
+Epochs = Annotated[int, Meta(ge=1, le=500)]
 QueryNorm = Literal["running", "support", "batch"]
 FEW_SHOTS = 5  # below this, the authors' schedules have another number of passes
 
@@ -194,6 +194,16 @@ class GradientMethod(Method):
         """
         with torch.no_grad():  # meta-training has `forward`
             return self._adapt(support, self.settings.query_norm)
+
+    def check_adapted(self, adapted: Adapted, n_way: int) -> None:
+        """A theta of the learner, and its moments."""
+        self.check_way(n_way)
+        expected = {"theta": self.learner.n_body + n_way * (self.learner.n_features + 1)}
+        if "moments" in adapted:
+            expected["moments"] = self.learner.n_moments
+        for name, length in expected.items():
+            if adapted[name].shape != (length,) or adapted[name].dtype != torch.float32:
+                raise ValueError(f"{name} is no vector of {length:,} numbers")
 
     def watch(self, support: Support) -> Iterator[Watched]:
         """`adapt`, to be watched: what is adapted after each inner step, and the gates that led there."""

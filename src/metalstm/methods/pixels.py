@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalstm.episodes import Episode, Support
 from metalstm.learners import Learner
-from metalstm.methods.base import Adapted, Method, Recipe, Row, RunConfig, score
+from metalstm.methods.base import Adapted, Method, Recipe, Row, RunConfig, check_neighbors, score
 from metalstm.optimizers import InnerOptimizer
 from metalstm.settings import TrainingSettings, Traits
 
@@ -48,6 +48,12 @@ class PixelNearestNeighbor(Method):
     ) -> Float[Tensor, "*tasks n_query n_way"]:
         """Minus the distance to the nearest support image of each class."""
         return best_of_class(-torch.cdist(query_x.flatten(-3), adapted["x"]), adapted)
+
+    def check_adapted(self, adapted: Adapted, n_way: int) -> None:
+        """Labels, as many as images."""
+        check_neighbors(adapted, n_way)
+        if adapted["x"].shape[:-1] != adapted["y"].shape:
+            raise ValueError("x and y are of different lengths")
 
     def forward(self, batch: Episode) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Query loss and accuracy; nothing is trained."""

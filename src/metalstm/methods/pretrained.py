@@ -1,23 +1,22 @@
 """Nearest neighbor on the features of a classifier of all meta-train classes: the pre-training of other methods."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from msgspec import Meta
 from torch import Tensor, nn
 
 from metalstm.data import ImagesByClass
 from metalstm.episodes import BatchSampler, Labeled, Support
 from metalstm.learners import Conv4, Learner
-from metalstm.methods.base import Adapted, Recipe, Row, RunConfig, score
+from metalstm.methods.base import Adapted, Recipe, Row, RunConfig, check_neighbors, score
 from metalstm.methods.features import OnFeatures
 from metalstm.methods.pixels import best_of_class
 from metalstm.methods.published import table_1
 from metalstm.optimizers import InnerOptimizer
-from metalstm.settings import Share, TrainingSettings, Traits
+from metalstm.settings import Count, Share, TrainingSettings, Traits
 
 
 class Pretrained(OnFeatures):
@@ -40,7 +39,7 @@ class Pretrained(OnFeatures):
     class Settings:
         """Pre-training."""
 
-        batch_size: Annotated[int, Meta(ge=1)] = 64
+        batch_size: Count = 64
         """Images in a mini-batch."""
         smoothing: Share = 0.0
         """Label smoothing: the share of each target that is spread over all classes."""
@@ -105,6 +104,12 @@ class Pretrained(OnFeatures):
             "y": support.y,
             "n_way": torch.tensor(support.n_way),  # a tensor, so that everything adapted can be saved
         }
+
+    def check_adapted(self, adapted: Adapted, n_way: int) -> None:
+        """Features of the learner, and as many labels."""
+        check_neighbors(adapted, n_way)
+        if adapted["features"].shape != (len(adapted["y"]), self.learner.n_features):
+            raise ValueError("features are not those of the learner")
 
     def scores(
         self, adapted: Adapted, features: Float[Tensor, "*tasks n_query n_features"]

@@ -50,7 +50,7 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
     class Settings:
         """The gates."""
 
-        hidden_size: Annotated[int, Meta(ge=1, le=4096)] = 20
+        hidden_size: Annotated[int, Meta(ge=1, le=1024)] = 20
         """Hidden size of the meta-learner's LSTM."""
         forget_bias: tuple[Finite, Finite] = (4.0, 5.0)
         """b_F starts uniformly in this range: f is near 1."""
