@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metalstm.data import ImagesByClass
 from metalstm.errors import UserError
+from metalstm.settings import check_seed
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class EpisodeSampler:
         within_group: Draw a group that has enough classes, then the classes from it alone.
 
     Raises:
-        UserError: There are too few classes, all together or in each group, or too few images in one of them.
+        UserError: There are too few classes, all together or in each group, or too few images in one of them; or the
+            seed is out of bounds.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class EpisodeSampler:
         for name, value, least in (("--n-way", n_way, 2), ("--n-shot", n_shot, 1), ("--n-query", n_query, 0)):
             if value < least:
                 raise UserError(f"{name} {value}: must be at least {least}")
+        check_seed(seed)
         if n_way > len(images.classes):
             raise UserError(
                 f"{n_way}-way episodes need {n_way} classes, but {images.name} has {len(images.classes)}: "
@@ -163,6 +166,7 @@ class BatchSampler:
     """
 
     def __init__(self, images: ImagesByClass, batch_size: int, seed: int = 0, device: torch.device | str = "cpu"):
+        check_seed(seed)
         self.pixels = _Pixels(images, device)
         spans = self.pixels.images.spans
         self._rows = np.concatenate([np.arange(*span) for span in spans])

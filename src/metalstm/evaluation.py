@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metalstm import checkpoint, distributed, recipes
+from metalstm import checkpoint, devices, distributed, recipes
 from metalstm.console import track
 from metalstm.data import MetaSets
 from metalstm.episodes import EpisodeSampler
@@ -142,6 +142,7 @@ def evaluate_checkpoint(
         UserError: The checkpoint was trained on other data, or serves no such number of classes.
     """
     with distributed.all_fail_together():
+        device = devices.usable(device)
         path = checkpoint.find(name)
         method, config, _ = checkpoint.load_method(path, changes)
         if meta_sets.digest != config.data_digest:

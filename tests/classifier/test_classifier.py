@@ -1,4 +1,6 @@
+import datetime
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -184,6 +186,109 @@ def test_an_unshared_head_serves_its_own_number_of_classes(make, patterns):
     assert str(error.value) == "this method was meta-trained for 2 classes and serves no other number: got 3"
     fitted = Classifier(make(shared_head=False)).fit(support[:8], labels[:8])
     assert fitted.classes_.tolist() == ["class 09", "class 10"]
+
+
+ODD = {
+    "None": (None, "label 1 is None, of type NoneType: give text or numbers"),
+    "bytes": (b"cat", "label 1 is b'cat', of type bytes: give text or numbers"),
+    "date": (datetime.date(2024, 1, 2), "label 1 is datetime.date(2024, 1, 2), of type date: give text or numbers"),
+    "complex": (1j, "label 1 is 1j, of type complex: give text or numbers"),
+    "list": ([1], "label 1 is [1], of type list: give text or numbers"),
+    "NaN": (float("nan"), "label 1 is nan: give finite numbers"),
+    "infinity": (float("inf"), "label 1 is inf: give finite numbers"),
+    "large": (2**63, "label 1 is 9223372036854775808: give numbers of at most 64 bits"),
+    "number": (3, "labels of different types, numbers and text: give labels of one"),
+    "truth": (True, "labels of different types, True or False and text: give labels of one"),
+    "character 0": ("class 09\0", "label 1 is 'class 09\\x00', with a character 0: remove that"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_labels_that_would_not_stay_what_they_are_are_refused(patterns, case):
+    support, labels, *_ = patterns
+    label, message = ODD[case]
+    for learn in (Classifier().fit, lambda *task: list(Classifier().steps(*task)), Classifier().estimate):
+        with pytest.raises(UserError) as error:
+            learn(support, [label, *labels[1:]])
+        assert str(error.value) == message
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[ns]", "timedelta64[s]", "S3", "V3"])
+def test_arrays_of_odd_labels_are_refused_too(patterns, dtype):
+    with pytest.raises(UserError, match=r"^label 1 is .*, of type \w+: give text or numbers$"):
+        Classifier().fit(patterns.support, np.zeros(9, dtype))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.arange(9) % 3,
+        np.arange(9, dtype=np.uint8) % 3,
+        torch.arange(9) % 3,
+        np.arange(9) / 2 % 1.5,
+        np.arange(9) % 2 == 0,
+    ],
+    ids=["ints", "bytes", "tensor", "floats", "truths"],
+)
+def test_numbers_and_truths_are_labels(make, patterns, tmp_path, labels):
+    n_way = len(set(labels.tolist()))
+    fitted = Classifier(make(n_shot=1)).fit(patterns.support, labels)
+    fitted.save(tmp_path / "fitted.safetensors")
+    again = Classifier.load(tmp_path / "fitted.safetensors")
+    assert len(again.classes_) == n_way
+    assert again.classes_.tolist() == fitted.classes_.tolist() == sorted(set(labels.tolist()))
+    assert (again.predict(patterns.query) == fitted.predict(patterns.query)).all()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda classifier, x: classifier.predict(x),
+        lambda classifier, x: classifier.predict_proba(x),
+        lambda classifier, x: classifier.predict_files([Path("a.png")]),
+        lambda classifier, x: classifier.known(x),
+        lambda classifier, x: classifier.score(x, [1]),
+        lambda classifier, x: classifier.threshold(),
+        lambda classifier, x: classifier.save("x.safetensors"),
+        lambda classifier, x: classifier.classes_,
+    ],
+)
+def test_a_classifier_that_learned_nothing_says_so(patterns, ask):
+    with pytest.raises(UserError) as error:
+        ask(Classifier(), patterns.query)
+    assert str(error.value) == "this classifier has learned nothing yet: call fit first, or Classifier.load"
+    assert not hasattr(Classifier(), "classes_")
+    with pytest.raises(AttributeError, match="has no attribute 'clases_'"):
+        _ = Classifier().clases_
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": -1}, "--seed -1: must be a whole number, at least 0 and below 2^32"),
+        ({"seed": 2**32}, "--seed 4294967296: must be a whole number, at least 0 and below 2^32"),
+        ({"device": "xx"}, "--device xx: not usable here ("),
+        ({"device": "meta"}, "--device meta: not usable here ("),
+    ],
+    ids=str,
+)
+def test_seed_and_device_are_checked_where_they_are_used(make, patterns, arguments, message):
+    classifier = Classifier(make(), **arguments)
+    for learn in (classifier.fit, lambda *task: list(classifier.steps(*task)), classifier.estimate):
+        with pytest.raises(UserError) as error:
+            learn(patterns.support[:8], patterns.labels[:8])
+        assert str(error.value).startswith(message)
+        assert "\n" not in str(error.value)
+
+
+def test_adapting_that_diverges_is_reported(make, patterns):
+    path = make()
+    tensors, meta = checkpoint.load(path)
+    checkpoint.save(path, tensors | {"method.body_0": torch.full_like(tensors["method.body_0"], 3e38)}, meta)
+    with pytest.raises(
+        UserError, match=r"^adapting has diverged \(\w+ has numbers that are not finite\): take another"
+    ):
+        Classifier(path).fit(patterns.support, patterns.labels)
 
 
 # scikit-learn

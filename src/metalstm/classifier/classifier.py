@@ -11,13 +11,14 @@ from jaxtyping import Bool, Float
 from metalstm import checkpoint
 from metalstm.classifier import files
 from metalstm.classifier.cross_validation import Estimate, cross_validate
-from metalstm.classifier.inputs import Pixels, Task, as_labels, as_list, read_files, read_images
+from metalstm.classifier.inputs import Pixels, Task, as_classes, as_labels, as_list, read_files, read_images
 from metalstm.classifier.meta_learner import MetaLearner, choose
 from metalstm.classifier.network import Network
 from metalstm.errors import UserError, unknown
 from metalstm.images import Preprocessing
 from metalstm.methods import Adapted, Method
 from metalstm.methods.base import score
+from metalstm.settings import check_seed
 
 PARAMETERS = ("checkpoint", "seed", "device")
 
@@ -31,6 +32,10 @@ class InnerStep(NamedTuple):
     accuracy: float  # the same, in 0..1
     forget: dict[str, float]  # how much of the old parameters is kept
     rate: dict[str, float]  # how far the gradient is followed
+
+
+class NotFitted(UserError, AttributeError):
+    """A classifier that has learned nothing yet was asked for something. `hasattr` takes it for a missing attribute."""
 
 
 class Classifier:
@@ -105,6 +110,7 @@ class Classifier:
         Raises:
             UserError: A class has one image only; or as `fit`.
         """
+        check_seed(self.seed)
         images = as_list(images)
         labels = as_labels(labels, len(images), least=2)
         learner = self._meta_learner(images, labels)
@@ -190,7 +196,7 @@ class Classifier:
         """
         network, meta = files.load(Path(path), device)
         self = cls(meta["checkpoint"], meta["seed"], device)
-        self._set(network, meta, np.array(meta["classes"]))
+        self._set(network, meta, as_classes(meta["classes"]))
         return self
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -222,11 +228,17 @@ class Classifier:
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "network")
 
+    def __getattr__(self, name: str) -> Any:  # of what is not there
+        if name in Classifier.__annotations__:
+            raise NotFitted("this classifier has learned nothing yet: call fit first, or Classifier.load")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __repr__(self) -> str:
         return f"Classifier({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
     def _start(self, images: Any, labels: Any) -> tuple[MetaLearner, Task]:
         """The meta-learner, and what it is to learn from."""
+        check_seed(self.seed)
         images = as_list(images)
         labels = as_labels(labels, len(images))
         learner = self._meta_learner(images, labels)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxtyping import UInt8
 from metalstm.classifier.network import BATCH, to_x
 from metalstm.console import progress
 from metalstm.episodes import Support
-from metalstm.errors import UserError
+from metalstm.errors import UserError, shown
 from metalstm.images import Preprocessing
 
 MAX_WAY = 20  # classes that meta-learners have been measured with
@@ -61,9 +62,10 @@ def as_labels(labels: Any, n_images: int, least: int = 1) -> np.ndarray:
     Raises:
         UserError: There is not one label for each image, or the number of classes or of their images is wrong.
     """
-    labels = np.asarray(labels)
-    if labels.shape != (n_images,):
-        raise UserError(f"{n_images} images, but labels of shape {labels.shape}: give one label for each image")
+    shape = np.shape(np.asarray(labels, object))
+    if shape != (n_images,):
+        raise UserError(f"{n_images} images, but labels of shape {shape}: give one label for each image")
+    labels = as_classes(labels)
     classes, counts = np.unique(labels, return_counts=True)
     if not 2 <= len(classes) <= MAX_WAY:
         raise UserError(f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: give 2 to {MAX_WAY}")
@@ -71,6 +73,38 @@ def as_labels(labels: Any, n_images: int, least: int = 1) -> np.ndarray:
         smallest = classes[counts.argmin()]
         raise UserError(f"an estimate of the accuracy needs {least} images per class, but {smallest} has 1")
     return labels
+
+
+def as_classes(labels: Any) -> np.ndarray:
+    """Labels as an array in which each stays what it is.
+
+    Raises:
+        UserError: They are not all texts, all whole numbers, all numbers, or all True and False; a number is not finite
+            or too large; or a text has a character 0, at which NumPy cuts texts.
+    """
+    dtype = getattr(labels, "dtype", None)
+    values = np.asarray(labels, object).tolist()
+    for number, label in enumerate(values, 1):
+        is_number = isinstance(label, (bool, int, float, np.bool_, np.integer, np.floating))
+        if getattr(dtype, "kind", "O") in "mMSV" or not (is_number or isinstance(label, str)):
+            raise UserError(f"label {number} is {shown(label)}, of type {type(label).__name__}: give text or numbers")
+        if isinstance(label, str) and "\0" in label:
+            raise UserError(f"label {number} is {shown(label)}, with a character 0: remove that")
+        if isinstance(label, (float, np.floating)) and not isfinite(label):
+            raise UserError(f"label {number} is {shown(label)}: give finite numbers")
+        if isinstance(label, int) and not -(2**63) <= label < 2**63:
+            raise UserError(f"label {number} is {shown(label)}: give numbers of at most 64 bits")
+    kinds = {_kind(label) for label in values}
+    if len(kinds) > 1:
+        raise UserError(f"labels of different types, {' and '.join(sorted(kinds))}: give labels of one")
+    return np.array(values)
+
+
+def _kind(label: Any) -> str:
+    """What a label is."""
+    if isinstance(label, str):
+        return "text"
+    return "True or False" if isinstance(label, (bool, np.bool_)) else "numbers"
 
 
 def read_images(images: Sequence[Any], preprocessing: Preprocessing) -> Pixels:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from metalstm import checkpoint
+from metalstm import checkpoint, devices
 from metalstm.classifier.calibration import nearest
 from metalstm.classifier.inputs import Pixels, Task, make_task
 from metalstm.classifier.network import Network
+from metalstm.errors import UserError
 from metalstm.images import Preprocessing, show_drawings
 from metalstm.methods import Adapted, Method, RunConfig
 
@@ -42,8 +43,9 @@ class MetaLearner:
         """The meta-learner of a shipped checkpoint's name, a run folder or a file.
 
         Raises:
-            UserError: There is no such checkpoint, or it is damaged.
+            UserError: There is no such checkpoint, it is damaged, or the device is not usable.
         """
+        device = devices.usable(device)
         path = checkpoint.find(name)
         method, config, meta = checkpoint.load_method(path, PRECISION)
         kept = {
@@ -76,7 +78,15 @@ class MetaLearner:
         return nearest(self.calibrations, len(task.classes), float(np.mean(task.counts)))
 
     def network(self, adapted: Adapted, task: Task) -> Network:
-        """The network that it became by adapting to a task."""
+        """The network that it became by adapting to a task.
+
+        Raises:
+            UserError: Adapting has diverged.
+        """
+        try:
+            checkpoint.check_finite(adapted)
+        except ValueError as error:
+            raise UserError(f"adapting has diverged ({error}): take another --checkpoint") from error
         return Network(self.method, adapted, self.preprocessing, temperature(self.calibration(task)), self.device)
 
     def describe(self, task: Task, seed: int) -> dict[str, Any]:
