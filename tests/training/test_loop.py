@@ -198,9 +198,48 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(me
     good = (out / "last.safetensors").read_bytes()
     with pytest.raises(UserError) as error:
         train(tiny_config(meta_sets, episodes=9, **settings), meta_sets, out, resume=True)
-    assert str(error.value).startswith("the loss is no longer finite at episode 9 (loss nan, gradient nan): lower --lr")
+    assert str(error.value).startswith("the loss is no longer finite at episode 9 (loss nan, gradient nan, ")
     assert str(error.value).endswith(f"{out} keeps the last good state")
     assert (out / "last.safetensors").read_bytes() == good
+
+
+def test_weights_that_are_not_finite_are_noticed_at_the_step_that_makes_them_so(meta_sets, tmp_path):
+    """The loss of that step is still finite: such weights were saved, and called the last good state afterwards."""
+    config = tiny_config(meta_sets, "matching-net", episodes=1)
+    method, line = recipes.build(config), {"episode": 1, "loss": 1.0, "grad_norm": 1.0}
+    loop._check_finite(line, method, RunFolder(tmp_path, config))
+    torch.nn.utils.vector_to_parameters(torch.full((method.network().body.numel(),), torch.inf), method.parameters())
+    with pytest.raises(UserError) as error:
+        loop._check_finite(line, method, RunFolder(tmp_path, config))
+    assert str(error.value) == (
+        "the loss is no longer finite at episode 1 (loss 1.0, gradient 1.0, weights not finite): lower --lr or "
+        "--input-bias; nothing was saved yet"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"lr": 1e38}, "--lr 1e+38: must be above 0 and at most 1e+09"),
+        ({"lr": -1.0}, "--lr -1.0: must be above 0 and at most 1e+09"),
+        ({"meta_batch": 0}, "--meta-batch 0: must be at least 1 and at most 1e+09"),
+    ],
+)
+def test_settings_are_checked_in_python_too(meta_sets, tmp_path, changes, said):
+    config = tiny_config(meta_sets, episodes=1)
+    with pytest.raises(UserError) as error:
+        train(replace(config, training=replace(config.training, **changes)), meta_sets, tmp_path / "run")
+    assert str(error.value) == said
+    assert not (tmp_path / "run").exists()
+
+
+def test_seed_and_device_are_checked_in_python_too(meta_sets, tmp_path):
+    config = tiny_config(meta_sets, episodes=1)
+    with pytest.raises(UserError, match=r"^--seed -1: must be at least 0 and below"):
+        train(replace(config, seed=-1), meta_sets, tmp_path / "run")
+    with pytest.raises(UserError, match=r"^--device xx: not usable here \(.*\): pass --device cpu$"):
+        train(config, meta_sets, tmp_path / "run", device="xx")
+    assert not (tmp_path / "run").exists()
 
 
 def test_seconds_of_a_step_are_of_a_step_and_of_nothing_where_nothing_is_trained(meta_sets):

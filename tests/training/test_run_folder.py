@@ -1,8 +1,15 @@
 """The run folder: what `--resume` refuses, what is made again, and damage."""
 
+import contextlib
 import json
+import re
 import resource
 import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +25,7 @@ from metalstm.errors import UserError
 from metalstm.methods import RunConfig
 from metalstm.settings import Traits
 from metalstm.training import train
-from metalstm.training.run_folder import Progress, RunFolder, tuning_seconds
+from metalstm.training.run_folder import Progress, RunFolder, last_line, tuning_seconds
 
 
 def bytes_of(run: Path) -> dict[str, bytes]:
@@ -285,18 +292,123 @@ def test_a_state_that_lacks_a_value_is_refused(meta_sets, tmp_path, name):
     del meta["at"][name]
     checkpoint.save(out / "last.safetensors", tensors, meta)
     assert refusal(tiny_config(meta_sets, episodes=4), meta_sets, out) == (
-        f"{out / 'last.safetensors'} is not a state of this run ({name} is missing): train anew with another --out"
+        f"{out / 'last.safetensors'} is not a state of this run (Progress lacks {name}): train anew with another --out"
     )
 
 
-@pytest.mark.parametrize("text", ["{}\n", "\0\0\0\n"], ids=["another object", "zeros"])
-def test_damaged_metrics_are_reported_in_one_line(meta_sets, tmp_path, text):
-    out = tmp_path / "run"
-    train(tiny_config(meta_sets, episodes=2), meta_sets, out)
-    (out / "metrics.jsonl").write_text(text)
-    with pytest.raises(UserError) as error:
-        train(tiny_config(meta_sets, episodes=4), meta_sets, out, resume=True)
-    assert str(error.value).startswith(f"{out / 'metrics.jsonl'} ")
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda good: b"{}\n" + good, "dropped line 1, which cannot be read"),
+        (lambda good: b"\0\0\0\n" + good, "dropped line 1, which cannot be read"),
+        (lambda good: b"\xff\xfe{}\n" + good + b"[1]\n", "dropped lines 1, 3, which cannot be read"),
+        (lambda good: good + b'{"episode": NaN, "seconds": 1}\n' * 9, "dropped lines 2, 3, 4, 5, 6 and 4 more, which"),
+        (lambda good: good + b"[" * 100_000 + b"\n", "dropped line 2, which cannot be read"),
+    ],
+    ids=["another object", "zeros", "no UTF-8", "no numbers", "deep"],
+)
+def test_of_damaged_metrics_what_can_be_read_is_kept(meta_sets, tmp_path, capsys, damage, said):
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    train(tiny_config(meta_sets, episodes=2, val_every=2), meta_sets, out)
+    (out / "metrics.jsonl").write_bytes(damage((out / "metrics.jsonl").read_bytes()))
+    train(tiny_config(meta_sets, episodes=4, val_every=2), meta_sets, out, resume=True)
+    assert f"{out / 'metrics.jsonl'}: {said}" in capsys.readouterr().err
+    train(tiny_config(meta_sets, episodes=4, val_every=2), meta_sets, whole)
+    assert metrics(out) == metrics(whole)
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\n", b'{"episode": 4'], ids=["empty", "no UTF-8", "cut"])
+def test_the_last_line_of_damaged_metrics_is_that_of_no_episode(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_bytes(text)
+    assert last_line(tmp_path) == {"episode": 0, "seconds": 0.0}
+
+
+@pytest.mark.parametrize("damage", [lambda best: best[:-1], lambda best: b"", lambda best: best[:-4] + b"\0\0\xc0\x7f"])
+def test_a_damaged_best_checkpoint_is_noticed_before_training_and_can_be_removed(meta_sets, tmp_path, damage):
+    """The last bytes of the third are a NaN."""
+    out, config = tmp_path / "run", tiny_config(meta_sets, episodes=20, val_every=10)
+    train(tiny_config(meta_sets, episodes=10, val_every=10), meta_sets, out)
+    best = out / "best.safetensors"
+    best.write_bytes(damage(best.read_bytes()))
+    said = refusal(config, meta_sets, out)
+    assert said.startswith(f"{best} is damaged or not a checkpoint of metalstm (")
+    assert said.endswith("; or remove it: then --resume chooses the best of the validations to come, at least one")
+    best.unlink()
+    train(config, meta_sets, out, resume=True)
+    assert checkpoint.load_method(out)[2]["episode"] == 20
+
+
+def test_a_finished_run_that_lost_its_best_takes_its_last_and_goes_on_from_there(meta_sets, tmp_path):
+    out, config = tmp_path / "run", tiny_config(meta_sets, episodes=10, val_every=5)
+    train(config, meta_sets, out)
+    (out / "best.safetensors").unlink()
+    train(config, meta_sets, out, resume=True)
+    best, last = (checkpoint.load(out / f"{name}.safetensors") for name in ("best", "last"))
+    assert (best[1]["episode"], best[1]["at"]) == (10, last[1]["at"])
+    assert all(torch.equal(tensor, last[0][name]) for name, tensor in best[0].items())
+    before = bytes_of(out)
+    train(config, meta_sets, out, resume=True)
+    assert bytes_of(out) == before
+
+
+# Two processes.
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from metalstm import files
+with files.lock(Path(sys.argv[1]) / ".lock"):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def another_process_in(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that trains into a folder, as far as its lock goes."""
+    command = [sys.executable, "-c", HOLD, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(meta_sets, tmp_path):
+    out, config = tmp_path / "run", tiny_config(meta_sets, episodes=2)
+    train(config, meta_sets, out)
+    (out / ".last.safetensors.123.tmp").write_text("of the other")
+    with another_process_in(out) as other:
+        said = refusal(tiny_config(meta_sets, episodes=4), meta_sets, out)
+        assert re.fullmatch(
+            rf"{re.escape(str(out))} is in use by process {other.pid} on \S+ since [-\d]+ [:\d]+ UTC: "
+            "wait until it ends, or choose another folder",
+            said,
+        )
+        assert (out / ".last.safetensors.123.tmp").exists()
+    train(tiny_config(meta_sets, episodes=4), meta_sets, out, resume=True)  # the other was killed
+    assert not (out / ".last.safetensors.123.tmp").exists()
+    assert not (out / ".lock").exists()
+
+
+def test_a_shared_pre_training_that_another_process_makes_is_waited_for(meta_sets, tmp_path, capsys):
+    config, shared = tiny_config(meta_sets, shared_head=True, episodes=1, pretrain=2), tmp_path / "shared"
+    train(config, meta_sets, tmp_path / "one", pretrained=shared)
+    made = shared.rename(tmp_path / "made")
+    with another_process_in(shared) as other:
+
+        def finish() -> None:
+            while f"{shared}: waiting for process {other.pid} on " not in capsys.readouterr().err:
+                time.sleep(0.01)
+            shutil.copytree(made, shared, dirs_exist_ok=True)
+            other.kill()
+
+        thread = threading.Thread(target=finish)
+        thread.start()
+        train(config, meta_sets, tmp_path / "two", pretrained=shared)
+        thread.join()
+    assert_same_tensors(tmp_path / "one" / "last.safetensors", tmp_path / "two" / "last.safetensors")
 
 
 def test_a_part_of_the_tuning_is_computed_once_and_damage_to_it_reported(meta_sets, tmp_path):

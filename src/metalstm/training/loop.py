@@ -1,5 +1,6 @@
 """The outer loop."""
 
+import contextlib
 import math
 import time
 from collections import Counter
@@ -11,7 +12,7 @@ import torch
 from rich.progress import TextColumn
 from torch import nn
 
-from metalstm import checkpoint, distributed, recipes
+from metalstm import checkpoint, devices, distributed, recipes
 from metalstm.augmentation import augmented
 from metalstm.console import console, progress
 from metalstm.data import ImagesByClass, MetaSets
@@ -35,13 +36,14 @@ def train(
     device: torch.device | str = "cpu",
     pretrained: Path | None = None,
     search: Search = Search(),
+    wait: bool = False,
 ) -> None:
     """Train a method, tune it if it wants that, and leave a run folder.
 
     The folder holds `config.json`, `metrics.jsonl`, `best.safetensors` (the best by meta-val, tuned) and
-    `last.safetensors` (the last iterate, with all that is needed to go on). Episodes are functions of the seed and
-    their number, so that a resumed run ends with the very weights of an uninterrupted one, given the same machine, CPU
-    threads and limits.
+    `last.safetensors` (the last iterate, with all that is needed to go on). Episodes are functions of the seed and their number, so that a resumed run ends
+    with the very weights of an uninterrupted one, given the same machine, CPU threads and limits. One process at a time
+    can write into a folder.
 
     In several processes, started by torchrun, each step's episodes are shared out and the gradient is the mean over all
     of them: the run is the same, whatever the number of processes, up to the rounding of sums. Process 0 alone writes.
@@ -54,12 +56,33 @@ def train(
         device: Where to train.
         pretrained: Run folder of the pre-training, for runs that share one; `out/pretrained` by default.
         search: How thorough tuning is.
+        wait: For another process that writes into `out`, if there is one; otherwise it is an error.
 
     Raises:
-        UserError: `out` holds a run and `resume` is not set, or holds a run of another configuration; the loss is
-            not finite; the disk is full; there are more processes than episodes in a step, or they differ.
+        UserError: `out` holds a run and `resume` is not set, or holds a run of another configuration; another process
+            writes into it; a setting is out of its bounds; the loss is not finite; the disk is full; there are more
+            processes than episodes in a step, or they differ.
         Interrupted: On Ctrl-C or SIGTERM, after saving.
     """
+    with contextlib.ExitStack() as stack:
+        with distributed.all_fail_together():
+            recipes.check(config)
+            device = devices.usable(device)
+            if distributed.rank() == 0:
+                stack.enter_context(RunFolder(out, config).locked(wait))
+        _train(config, meta_sets, out, resume, device, pretrained, search)
+
+
+def _train(
+    config: RunConfig,
+    meta_sets: MetaSets,
+    out: Path,
+    resume: bool,
+    device: torch.device,
+    pretrained: Path | None,
+    search: Search,
+) -> None:
+    """`train` in a folder that is locked."""
     _check_processes(config)
     if config.training.episodes and not METHODS[config.method].meta_trained:
         raise UserError(
@@ -93,7 +116,7 @@ def train(
             folder.begin(at, is_done)
     if not is_done:
         _meta_train(config, meta_sets, folder, method, optimizer, val_sampler, at, device)
-    _finish(config, folder, method, val_sampler, at, search)
+    _finish(config, folder, method, optimizer, val_sampler, at, search)
 
 
 def _meta_train(
@@ -148,7 +171,7 @@ def _meta_train(
                     "episodes_per_second": (at.episode - logged[0]) / (at.seconds - logged[1]),
                     "grad_norm": norm.item(),
                 }
-                _check_finite(line, folder)
+                _check_finite(line, method, folder)
                 if validate:
                     bar.update(task, status="validating")
                     line["meta_val"] = _validate(method, val_sampler, settings, at)
@@ -173,14 +196,22 @@ def _meta_train(
 
 
 def _finish(
-    config: RunConfig, folder: RunFolder, method: Method, val_sampler: EpisodeSampler, at: Progress, search: Search
+    config: RunConfig,
+    folder: RunFolder,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    val_sampler: EpisodeSampler,
+    at: Progress,
+    search: Search,
 ) -> None:
-    """Validate what had no episodes to be trained on; tune what wants to be tuned."""
+    """Validate what had no episodes to be trained on, or lost its best; tune what wants to be tuned."""
     if not at.best_episode and not folder.best.exists():
         accuracy = _validate(method, val_sampler, config.training, at)
         if distributed.rank() == 0:
             folder.log({"episode": at.episode, "seconds": round(at.seconds, 3), "meta_val": accuracy})
             folder.save_best(method, at)
+            if at.episode:
+                folder.save_last(method, optimizer, at)
     if distributed.rank() > 0 or "chosen" in (meta := checkpoint.load(folder.best)[1]):
         return
     best, _, _ = checkpoint.load_method(folder.best)
@@ -280,7 +311,7 @@ def _start_from_pretraining(
     meta_sets: MetaSets,
     run: RunFolder,
     shared: Path | None,
-    device: torch.device | str,
+    device: torch.device,
 ) -> float:
     """Make the run that a method starts from, if it is not there, and start from it.
 
@@ -288,25 +319,28 @@ def _start_from_pretraining(
         The seconds of it that count as the run's own: none where runs share it.
     """
     folder = shared or run.path / "pretrained"
-    last = folder / "last.safetensors"
     pretraining = recipes.pretraining(config)
-    if not _is_long_enough(last, pretraining.training):
+    start = RunFolder(folder, pretraining)
+    if not _is_long_enough(start):
         if distributed.world_size() > 1:
             raise UserError(
                 "pre-training runs in one process: start this command without torchrun until the pre-training is "
                 "done, then with torchrun and --resume; or pass --pretrain 0"
             )
-        run.write_configuration()
-        run.best.unlink(missing_ok=True)  # of a shorter pre-training
-        n = pretraining.training.episodes
-        console.print(f"{folder}: pre-training, {n:,} mini-batches at the most", soft_wrap=True)
-        train(pretraining, meta_sets, folder, resume=True, device=device)
+        with start.locked(wait=True):
+            if not _is_long_enough(start):  # another run that shares it may have made it meanwhile
+                run.write_configuration()
+                run.best.unlink(missing_ok=True)  # of a shorter pre-training
+                n = pretraining.training.episodes
+                console.print(f"{folder}: pre-training, {n:,} mini-batches at the most", soft_wrap=True)
+                _train(pretraining, meta_sets, folder, True, device, None, Search())
     method.start_from(checkpoint.load_method(folder)[0].to(device).network())
     return 0.0 if shared else last_line(folder)["seconds"]
 
 
-def _is_long_enough(last: Path, settings: TrainingSettings) -> bool:
-    return last.exists() and _is_done(settings, Progress.from_dict(checkpoint.load(last)[1]["at"]))
+def _is_long_enough(folder: RunFolder) -> bool:
+    at = folder.progress()
+    return at is not None and _is_done(folder.config.training, at)
 
 
 def _validate(method: Method, sampler: EpisodeSampler, settings: TrainingSettings, at: Progress) -> float:
@@ -319,18 +353,23 @@ def _validate(method: Method, sampler: EpisodeSampler, settings: TrainingSetting
     return accuracy
 
 
-def _check_finite(line: dict[str, Any], folder: RunFolder) -> None:
+def _check_finite(line: dict[str, Any], method: Method, folder: RunFolder) -> None:
     """Stop before a state that cannot be gone on with is saved.
 
     Raises:
-        UserError: The loss or its gradient is not finite.
+        UserError: The loss, its gradient or a weight is not finite.
     """
-    if math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]):
+    try:
+        checkpoint.check_finite(method.state_dict())
+        weights = "finite"
+    except ValueError:
+        weights = "not finite"
+    if math.isfinite(line["loss"]) and math.isfinite(line["grad_norm"]) and weights == "finite":
         return
     kept = f"{folder.path} keeps the last good state" if folder.last.exists() else "nothing was saved yet"
     raise UserError(
         f"the loss is no longer finite at episode {line['episode']:,} (loss {line['loss']}, gradient "
-        f"{line['grad_norm']}): lower --lr or --input-bias; {kept}"
+        f"{line['grad_norm']}, weights {weights}): lower --lr or --input-bias; {kept}"
     )
 
 
