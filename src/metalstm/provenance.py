@@ -3,7 +3,10 @@
 import os
 import platform
 import re
+import shlex
 import subprocess
+import sys
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,12 +40,20 @@ def versions() -> dict[str, Any]:
     }
 
 
+def command() -> str:
+    """The command that this process runs."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.stem == "__main__" else program.name
+    return shlex.join([name, *sys.argv[1:]])
+
+
 def _cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return found[1] if found else platform.processor()
 
 
+@cache
 def _git(*words: str) -> str:
     """What git says of the folder of this file; nothing where that is no checkout, or there is no git."""
     here = Path(__file__).parent

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save as serialize
 
 import helpers
 from cli.examples import FEW
@@ -91,6 +92,35 @@ def test_evaluate_takes_the_image_size_of_the_checkpoint(run, commands):
     status, out, err = commands("evaluate", run, "--n-query", 3, "--episodes", 2)
     assert (status, err) == (0, ""), "what `train` says to do now has to work"
     assert "meta-test" in out
+
+
+def test_each_opening_of_meta_test_is_noted_in_the_run_folder(run, tmp_path, commands):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    before = len(json.loads((copy / "run.json").read_text())["meta_test"])
+    for words in ([copy], [copy / "best.safetensors", "--n-shot", "3"], [copy, "--split", "meta-val"]):
+        status, _, err = commands("evaluate", *words, *flags(n_query=3, episodes=6, seed=4))
+        assert (status, err) == (0, "")
+    first, second = json.loads((copy / "run.json").read_text())["meta_test"][before:]
+    assert first.keys() >= {"time", "command", "accuracy", "ci95", "checkpoint_sha256"}
+    facts = {"split": "meta-test", "n_way": 2, "n_query": 3, "episodes": 6, "seed": 4}
+    for opening, n_shot in ((first, 1), (second, 3)):
+        assert {name: opening[name] for name in (*facts, "n_shot")} == facts | {"n_shot": n_shot}
+    (copy / "run.json").write_text("{")
+    assert commands.refusal("evaluate", copy, *FEW).startswith(f"{copy / 'run.json'} is damaged (")
+    (copy / "config.json").unlink()  # a folder of checkpoints
+    status, _, err = commands("evaluate", copy, *FEW)
+    assert (status, err) == (0, "")
+
+
+def test_weights_that_are_not_finite_have_no_accuracy(run, tmp_path, commands):
+    """It was that of the first class for every image."""
+    tensors, meta = checkpoint.load(run / "best.safetensors")
+    tensors["method.body_0"][3] = math.nan
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(serialize(tensors, metadata={"metalstm": json.dumps(meta)}))
+    said = commands.refusal("evaluate", path, *FEW)
+    assert said.endswith("(method.body_0 has numbers that are not finite): get or train it anew")
 
 
 @pytest.mark.data

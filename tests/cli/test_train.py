@@ -113,7 +113,7 @@ def test_train_reports_validations_and_the_best(trained):
 
 def test_a_run_folder_holds_configuration_metrics_checkpoints_and_pictures(run, folder):
     names = {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "curve.png", "gates.png"}
-    names |= {"report.html"}
+    names |= {"report.html", "run.json"}
     assert set(os.listdir(run)) == names
     for picture in ("curve.png", "gates.png"):
         assert (run / picture).read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
@@ -383,4 +383,4 @@ def test_a_device_that_is_not_there_is_reported(folder, tmp_path, commands):
 def test_a_place_that_cannot_be_written_to_is_named(folder, tmp_path, commands):
     (tmp_path / "file").write_text("")
     said = commands.refusal(*TRAIN, *flags(data=f"folder:{folder}", out=tmp_path / "file"))
-    assert said.startswith(f"cannot write {tmp_path / 'file' / 'config.json'} (")
+    assert said.startswith(f"cannot write {tmp_path / 'file'} (")

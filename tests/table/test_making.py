@@ -1,17 +1,19 @@
 """Every row on tiny real runs."""
 
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from metalstm import checkpoint, recipes
+from metalstm import files as files_module
 from metalstm.errors import UserError
 from metalstm.evaluation import evaluate_checkpoint
 from metalstm.table import ROWS, Cell, Task, make, making, page, select
 from metalstm.table.contents import collect
-from metalstm.training import run_folder
+from metalstm.training import record, run_folder
 
 
 def row(name):
@@ -51,6 +53,52 @@ def test_a_result_of_other_episodes_is_not_taken_for_one_of_these(small_table):
         make(other, select("nearest-neighbor-pixels"), [])
     with pytest.raises(UserError, match="pass another --out"):
         page.write(other)
+
+
+def test_meta_test_is_opened_again_for_a_reason_only_and_each_time_is_counted(small_table, capsys):
+    chosen, cell = select("nearest-neighbor-pixels"), Cell(row("nearest-neighbor-pixels"), Task(5, 1))
+    make(small_table, chosen, [])
+    said = "meta-test was opened {} times for 2 results"
+    assert said.format(2) in capsys.readouterr().err
+    small_table.result(cell).unlink()
+    message = (
+        "meta-test was opened before for nearest-neighbor-pixels-5w1s (1 time), which are to be made again: pass "
+        f"--again REASON, which {small_table.out / 'run.json'} then keeps, or restore their files in "
+        f"{small_table.out / 'rows'}"
+    )
+    for again in (lambda: make(small_table, chosen, []), lambda: making.make_cell(small_table, cell)):
+        with pytest.raises(UserError) as error:
+            again()
+        assert str(error.value) == message
+    assert not small_table.result(cell).exists()
+    make(small_table, chosen, [], again="the row's file was lost")
+    assert f"{said.format(3)}: 2 times for nearest-neighbor-pixels-5w1s" in capsys.readouterr().err
+    openings = record.openings(small_table.out, str(cell))
+    assert [each["reason"] for each in openings] == [None, "the row's file was lost"]
+    assert {(each["episodes"], each["accuracy"]) for each in openings} == {
+        (4, result(small_table, str(cell))["accuracy"])
+    }
+
+
+def test_an_opening_of_before_run_json_counts(small_table):
+    chosen = select("nearest-neighbor-pixels")
+    make(small_table, chosen, [])
+    (small_table.out / "run.json").unlink()
+    make(small_table, chosen, [])
+    (small_table.out / "rows" / "nearest-neighbor-pixels-5w1s.json").unlink()
+    with pytest.raises(UserError, match=r"^meta-test was opened before for nearest-neighbor-pixels-5w1s \(1 time\)"):
+        make(small_table, chosen, [])
+
+
+def test_two_commands_make_a_row_once(small_table):
+    cell, made = Cell(row("nearest-neighbor-pixels"), Task(5, 1)), []
+    with files_module.lock(small_table.out / "rows" / f".{cell}.lock"):
+        thread = threading.Thread(target=lambda: made.append(making.make_cell(small_table, cell)))
+        thread.start()
+        making._make_cell(small_table, cell, "")  # what the other command does meanwhile
+    thread.join()
+    assert made == [result(small_table, str(cell))]
+    assert len(record.openings(small_table.out, str(cell))) == 1
 
 
 @pytest.mark.parametrize("name", ["finetune-adam", "finetune-head"])

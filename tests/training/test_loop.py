@@ -57,7 +57,7 @@ def test_a_finished_run_stays_as_it_is(meta_sets, tmp_path):
     config, out = tiny_config(meta_sets, episodes=10, val_every=5), tmp_path / "run"
     train(config, meta_sets, out)
     before = bytes_of(out)
-    assert set(before) == {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors"}
+    assert set(before) == {"config.json", "metrics.jsonl", "best.safetensors", "last.safetensors", "run.json"}
     train(config, meta_sets, out, resume=True)
     assert bytes_of(out) == before
 
@@ -396,7 +396,7 @@ def test_a_run_within_groups_trains_and_validates_within_groups(meta_sets, tmp_p
 def test_pixels_are_validated_and_kept(meta_sets, tmp_path):
     config, out = tiny_config(meta_sets, "pixels"), tmp_path / "run"
     train(config, meta_sets, out)
-    assert set(bytes_of(out)) == {"config.json", "metrics.jsonl", "best.safetensors"}
+    assert set(bytes_of(out)) == {"config.json", "metrics.jsonl", "best.safetensors", "run.json"}
     (line,) = metrics(out, timing=True)
     tensors, meta = checkpoint.load(out / "best.safetensors")
     assert (tensors, meta["episode"], meta["meta_val"]) == ({}, 0, line["meta_val"])
@@ -421,7 +421,7 @@ def finetuning(meta_sets, **changes: Any):
 
 def test_fine_tuning_is_pre_trained_validated_and_tuned(meta_sets, tuned_run):
     config, out = finetuning(meta_sets), tuned_run
-    own = {"config.json", "metrics.jsonl", "best.safetensors", "tuned-sgd.json", "tuned-momentum.json"}
+    own = {"config.json", "metrics.jsonl", "best.safetensors", "run.json", "tuned-sgd.json", "tuned-momentum.json"}
     assert {name for name in bytes_of(out) if not name.startswith("pretrained")} == own
     method, tuned, meta = checkpoint.load_method(out)
     chosen = meta["chosen"]

@@ -409,6 +409,7 @@ def test_a_shared_pre_training_that_another_process_makes_is_waited_for(meta_set
         train(config, meta_sets, tmp_path / "two", pretrained=shared)
         thread.join()
     assert_same_tensors(tmp_path / "one" / "last.safetensors", tmp_path / "two" / "last.safetensors")
+    assert len(json.loads((shared / "run.json").read_text())["starts"]) == 1, "it was made once"
 
 
 def test_a_part_of_the_tuning_is_computed_once_and_damage_to_it_reported(meta_sets, tmp_path):

@@ -1,9 +1,10 @@
 """Test a checkpoint: the mean query accuracy over episodes, with its 95 % confidence interval.
 
+`run.json` of a run folder notes each time that meta-test is opened.
+
 Example: metalstm evaluate runs/meta-lstm-glyphs-5w5s-best
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,11 @@ from msgspec import Meta
 from metalstm import data
 from metalstm.cli.common import Command, Common, Options
 from metalstm.cli.options import parse
+from metalstm.console import console
 from metalstm.data.folder import PREFIX
 from metalstm.errors import UserError, unknown
 from metalstm.methods.gradient import QueryNorm
-from metalstm.settings import Count, Precision, option
+from metalstm.settings import Count, Precision, Ways, option
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,13 @@ class Evaluate(Command):
     """The data set, if its folder has moved. It must hold what the checkpoint was trained on."""
     split: str = "meta-test"
     """meta-test, meta-val or meta-train."""
-    n_way: Annotated[int, Meta(ge=2)] | None = None
+    n_way: Ways | None = None
     """Classes in an episode; as trained by default."""
     n_shot: Count | None = None
     """Support images of a class; as trained by default."""
     n_query: Count = 15
     """Query images of a class."""
-    episodes: Annotated[int, Meta(ge=2)] = 600
+    episodes: Annotated[int, Meta(ge=2, le=10**9)] = 600
     """Episodes to test on."""
     within_group: bool = False
     """Draw all classes of an episode from one group: an alphabet, a superclass or a script. See metalstm data list."""
@@ -58,10 +60,15 @@ class Evaluate(Command):
         device = self.common.start()
         from metalstm import checkpoint, distributed, files, recipes
         from metalstm.evaluation import evaluate_checkpoint
+        from metalstm.training import record
 
         changes = {name: getattr(self, name) for name in ("query_norm", "precision") if getattr(self, name)}
         with distributed.all_fail_together():
             config = checkpoint.load_method(self.checkpoint)[1]
+            folder = checkpoint.find(self.checkpoint).parent
+            is_opened = self.split == "meta-test" and (folder / "config.json").exists()  # for a run
+            if is_opened:
+                record.read(folder)  # complains now, not after all episodes
             for name, value in changes.items():
                 if not recipes.has_setting(config, name):
                     raise UserError(f"{option(name)} {value}: {config.method} has no such setting: leave it out")
@@ -84,8 +91,13 @@ class Evaluate(Command):
         )
         if distributed.rank() > 0:
             return
+        if is_opened:
+            try:
+                record.opening(folder, result)
+            except UserError as error:  # the figure is worth more than its note
+                console.print(f"{error}; this opening of meta-test is not noted", soft_wrap=True)
         if self.json == "-":
-            print(json.dumps(result))  # noqa: T201
+            print(files.to_json(result))  # noqa: T201
             return
         within = " within a group" if self.within_group else ""
         task = f"{self.split} {result['n_way']}-way {result['n_shot']}-shot{within}, {self.episodes} episodes"
@@ -93,7 +105,7 @@ class Evaluate(Command):
         label = " (transductive)" if result["transductive"] else ""
         print(f"{config.data} {task}: {accuracy}{label}")  # noqa: T201
         if self.json:
-            files.write(Path(self.json), (json.dumps(result) + "\n").encode())
+            files.write(Path(self.json), (files.to_json(result) + "\n").encode())
 
 
 def command(words: Sequence[str]) -> Evaluate:

@@ -44,6 +44,8 @@ class Table(Command):
     """Minutes of each training at the most, validations included; as many episodes as the recipe says by default."""
     seeds: Count = 1
     """Number of seeds from which the best Meta-LSTM is trained at 5 shots, to show how much trainings differ."""
+    again: str = ""
+    """Why meta-test is opened again for a result that was made before and is missing now; `run.json` keeps it."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
@@ -63,7 +65,7 @@ class Table(Command):
         out = self.out or Path("results") / (meta_sets.short_name + ("-quick" if self.quick else ""))
         budget = replace(table.QUICK if self.quick else table.Budget(), train_minutes=self.minutes)
         making = table.Table(meta_sets, out, budget, self.common.seed, device, self.precision)
-        table.make(making, chosen, range(self.common.seed + 1, self.common.seed + self.seeds))
+        table.make(making, chosen, range(self.common.seed + 1, self.common.seed + self.seeds), self.again)
         table.write(making)
         if not self.only:
             table.compare(making)

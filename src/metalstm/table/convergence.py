@@ -65,7 +65,7 @@ def path(table: Table, name: str) -> Path:
 def kept(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What is in a file; computed and written if there is none."""
     if not file.exists():
-        files.write(file, (json.dumps(compute()) + "\n").encode())
+        files.write(file, (files.to_json(compute()) + "\n").encode())
     return json.loads(file.read_text())
 
 

@@ -21,7 +21,7 @@ from metalstm.errors import Interrupted, UserError, unknown
 from metalstm.evaluation import evaluate
 from metalstm.methods import METHODS, Method, RunConfig, Search, Tuning
 from metalstm.settings import TrainingSettings
-from metalstm.training import signals
+from metalstm.training import record, signals
 from metalstm.training.run_folder import Progress, RunFolder, last_line
 
 LEARNING_RATES = ("lr", "optimizer_lr")  # of TrainingSettings, which groups of parameters name
@@ -40,8 +40,9 @@ def train(
 ) -> None:
     """Train a method, tune it if it wants that, and leave a run folder.
 
-    The folder holds `config.json`, `metrics.jsonl`, `best.safetensors` (the best by meta-val, tuned) and
-    `last.safetensors` (the last iterate, with all that is needed to go on). Episodes are functions of the seed and their number, so that a resumed run ends
+    The folder holds `config.json`, `metrics.jsonl`, `best.safetensors` (the best by meta-val, tuned),
+    `last.safetensors` (the last iterate, with all that is needed to go on) and `run.json` (what made it all, and each
+    time that meta-test was opened). Episodes are functions of the seed and their number, so that a resumed run ends
     with the very weights of an uninterrupted one, given the same machine, CPU threads and limits. One process at a time
     can write into a folder.
 
@@ -99,6 +100,7 @@ def _train(
     with distributed.all_fail_together():
         if distributed.rank() == 0:
             folder.check(resume)
+            record.read(out)
             state = folder.state()
     at = Progress()
     if state := distributed.broadcast(state):
@@ -113,7 +115,10 @@ def _train(
     is_done = _is_done(config.training, at)
     with distributed.all_fail_together():
         if distributed.rank() == 0:
+            is_finished = is_done and folder.best.exists()
             folder.begin(at, is_done)
+            if not is_finished:
+                record.start(out, config, device)
     if not is_done:
         _meta_train(config, meta_sets, folder, method, optimizer, val_sampler, at, device)
     _finish(config, folder, method, optimizer, val_sampler, at, search)
