@@ -65,7 +65,7 @@ class R2D2(OnFeatures):
         x = _with_one(features)
         y = F.one_hot(support.y, support.n_way).to(x)
         penalty = self.log_penalty.exp() * torch.eye(x.shape[-2]).to(x)
-        return {"weights": x.mT @ torch.linalg.solve(x @ x.mT + penalty, y)}
+        return {"weights": x.mT @ torch.linalg.solve_ex(x @ x.mT + penalty, y)[0]}
 
     def scores(
         self, adapted: Adapted, features: Float[Tensor, "*tasks n_query n_features"]
