@@ -320,7 +320,7 @@ def test_a_configuration_that_is_none_is_refused_in_one_line(commands, path, met
         ("training.lr", -1, "--lr -1: must be above 0"),
         ("traits.mirrors", "yes", "--mirrors yes: must be True or False"),
         ("n_way", 0, "--n-way 0: must be at least 2"),
-        ("method", "of the future", "unknown method 'of the future': allowed: finetune, "),
+        ("method", "of the future", "unknown method 'of the future': allowed: alfa, "),
         ("learner", "of the future", "unknown learner 'of the future': allowed: conv4, linear"),
         ("optimizer", "of the future", "unknown optimizer 'of the future': allowed: adadelta, "),
         ("of the future", 1, "RunConfig does not know of the future"),

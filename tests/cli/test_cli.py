@@ -110,7 +110,7 @@ def test_a_mistake_is_one_line_and_a_traceback_only_when_asked_for(cache, tmp_pa
         (["demo", "--seed", str(2**70)], f"--seed {2**70}: must be at least 0 and below "),
         (
             ["demo", "--seed", "-1", "--episodes", "0"],
-            "--episodes 0: must be at least 1; --seed -1: must be at least 0 and below ",
+            "--episodes 0: must be at least 1 and at most 1e+09; --seed -1: must be at least 0 and below ",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
