@@ -281,10 +281,16 @@ def test_seed_and_device_are_checked_where_they_are_used(make, patterns, argumen
         assert "\n" not in str(error.value)
 
 
-def test_adapting_that_diverges_is_reported(make, patterns):
-    path = make()
+@pytest.mark.parametrize(
+    ("method", "name", "value"), [("meta-lstm", "body_0", 3e38), ("r2d2", "log_penalty", -1e9)], ids=["loop", "solver"]
+)
+def test_adapting_that_diverges_is_reported(make, patterns, method, name, value):
+    path = make(method)
     tensors, meta = checkpoint.load(path)
-    checkpoint.save(path, tensors | {"method.body_0": torch.full_like(tensors["method.body_0"], 3e38)}, meta)
+    odd = {f"method.{name}": torch.full_like(tensors[f"method.{name}"], value)}
+    if method == "r2d2":  # a network that is 0 everywhere makes a singular system without the penalty
+        odd["method.body"] = torch.zeros_like(tensors["method.body"])
+    checkpoint.save(path, tensors | odd, meta)
     with pytest.raises(
         UserError, match=r"^adapting has diverged \(\w+ has numbers that are not finite\): take another"
     ):
