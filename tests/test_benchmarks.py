@@ -145,3 +145,16 @@ def test_table_hours_measures_every_part_of_every_row(tmp_path: Path):
             assert all(seconds > 0 for seconds in parts.values())
     lines = (tmp_path / "README.md").read_text().splitlines()
     assert sum(line.startswith("| ") for line in lines) == 2 + 2 + 2 * len(ROWS) + 1
+
+
+def test_pretraining_compares_two_versions(tmp_path: Path):
+    out = tmp_path / "pretraining.json"
+    words = ["--old", str(ROOT), "--rounds", "1", "--batches", "1", "--out", str(out)]
+    command = [sys.executable, str(ROOT / "benchmarks" / "pretraining.py"), *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    measured = json.loads(out.read_text())
+    assert measured["seconds"].keys() == {"old fp32", "new fp32", "old bf16", "new bf16"}
+    assert all(len(times) == 1 and times[0] > 0 for times in measured["seconds"].values())
+    assert str(ROOT) not in out.read_text()
+    assert "times as fast" in result.stdout
