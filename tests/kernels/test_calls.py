@@ -15,7 +15,15 @@ from metalstm.optimizers import meta_lstm
 from .comparing import block_inputs, cell_inputs, close, gradients
 from .test_blocks import check_features
 
-KERNELS = ["cell_forward", "cell_backward", "block_forward", "block_backward", "block_double_backward"]
+KERNELS = [
+    "cell_forward",
+    "cell_backward",
+    "block_forward",
+    "block_backward",
+    "block_double_backward",
+    "convolve",
+    "convolve_weight",
+]
 
 
 def check_cell() -> None:
@@ -76,7 +84,7 @@ def test_a_swap_of_two_arguments_is_seen(compiled_kernels: None, name: str):
             else:
                 unseen.append((one, other))
     assert not unseen
-    assert compared > 10
+    assert compared > 10 or name.startswith("convolve")  # whose arrays all differ in shape
 
 
 def arguments() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from metalstm.kernels.convolution import can_convolve, convolve, convolve_weight
 from metalstm.kernels.norm_pool import Block, block_backward, block_double_backward, block_forward
 
 
@@ -219,6 +220,9 @@ def _block(parts: list[Any], saved: list[Tensor], k: int) -> tuple[Tensor, Block
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(45)."""
+    if can_convolve(x, weight):
+        return convolve(x, weight.permute(1, 2, 3, 0), bias)
     z = torch.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
     return z.contiguous(memory_format=torch.channels_last)
 
@@ -226,14 +230,26 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _convolve_backward(
     d_z: Tensor, x: Tensor, weight: Tensor, need_x: bool, d_weight: Tensor | None, d_bias: Tensor | None
 ) -> Any:
-    """d_x, or None if it is not needed; writes d_weight and d_bias unless they are None."""
-    biases = None if d_bias is None else list(d_bias.shape)
-    mask = [need_x, d_weight is not None, d_bias is not None]
-    d_x, new_weight, new_bias = torch.ops.aten.convolution_backward(
-        d_z, x, weight.to(x.dtype), biases, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask
+    """d_x, or None if it is not needed; writes d_weight and d_bias unless they are None: (46) to (48)."""
+    if d_bias is not None:
+        torch.sum(d_z, (0, 2, 3), dtype=d_bias.dtype, out=d_bias)
+    if can_convolve(x, weight):
+        if d_weight is not None:
+            d_weight.copy_(convolve_weight(x, d_z).permute(3, 0, 1, 2))
+        return convolve(d_z, weight.flip(2, 3).permute(0, 2, 3, 1), None) if need_x else None
+    d_x, new_weight, _ = torch.ops.aten.convolution_backward(
+        d_z,
+        x,
+        weight.to(x.dtype),
+        None,
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        [need_x, d_weight is not None, False],
     )
     if d_weight is not None:
         d_weight.copy_(new_weight)
-    if d_bias is not None:
-        d_bias.copy_(new_bias)
     return d_x.contiguous(memory_format=torch.channels_last) if need_x else None

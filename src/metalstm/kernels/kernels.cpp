@@ -1,15 +1,15 @@
-// The two steps of the inner loop that cost most, apart from the convolutions: the meta-learner's cell, and a block's
-// batch normalization with max-pool and ReLU. DERIVATION.md derives every formula; numbers in parentheses, such as
-// (12), are its equations. The interface is plain C, the vectors are extensions of the compiler, and the threads are
-// OpenMP's.
+// What training spends its time on: the meta-learner's cell, a block's batch normalization with max-pool and ReLU, and
+// its convolution. DERIVATION.md derives every formula; numbers in parentheses, such as (12), are its equations. The
+// interface is plain C, the vectors are extensions of the compiler, and the threads are OpenMP's.
 //
-// The lanes of a vector are coordinates of theta in the cell, and channels in the normalization. Training uses float.
-// The tests compare in double. bfloat16 is a format in which images are stored.
+// The lanes of a vector are coordinates of theta in the cell, and channels in the blocks. Training uses float. The tests
+// compare in double. bfloat16 is a format in which images are stored.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 #ifdef _OPENMP
 #include <omp.h>
@@ -226,6 +226,23 @@ inline doubles log_of(doubles x) {
     FIELD(S*, g_z, "channels_last: n, channels, height, width") \
     FIELD(N*, g_gamma, "channels")
 
+#define CONVOLVE(FIELD) \
+    FIELD(int64_t, n, "") \
+    FIELD(int64_t, height, "") \
+    FIELD(int64_t, width, "") \
+    FIELD(int64_t, inputs, "") /* channels of x */ \
+    FIELD(int64_t, channels, "") /* of z */ \
+    FIELD(const S*, x, "channels_last: n, inputs, height, width")
+
+#define CONVOLVE_FORWARD(FIELD) \
+    FIELD(const N*, weight, "inputs, 3, 3, channels") \
+    FIELD(const N*, bias, "channels") \
+    FIELD(S*, z, "channels_last: n, channels, height, width")
+
+#define CONVOLVE_WEIGHT(FIELD) \
+    FIELD(const S*, d_z, "channels_last: n, channels, height, width") \
+    FIELD(N*, d_weight, "inputs, 3, 3, channels")
+
 template <class T> struct Cell { CELL(DECLARE) };
 template <class T> struct CellForward { Cell<T> cell; CELL_FORWARD(DECLARE) };
 template <class T> struct CellBackward { Cell<T> cell; CELL_BACKWARD(DECLARE) };
@@ -253,13 +270,29 @@ template <class S> struct BlockDoubleBackward {
     SAVED(DECLARE)
     BLOCK_DOUBLE_BACKWARD(DECLARE)
 };
+template <class S> struct Convolve {
+    using N = typename Traits<S>::Number;
+    CONVOLVE(DECLARE)
+};
+template <class S> struct ConvolveForward {
+    using N = typename Traits<S>::Number;
+    Convolve<S> images;
+    CONVOLVE_FORWARD(DECLARE)
+};
+template <class S> struct ConvolveWeight {
+    using N = typename Traits<S>::Number;
+    Convolve<S> images;
+    CONVOLVE_WEIGHT(DECLARE)
+};
 
 const char ARGUMENTS[] =
     "cell_forward\n" CELL(DESCRIBE) CELL_FORWARD(DESCRIBE)
     "cell_backward\n" CELL(DESCRIBE) CELL_BACKWARD(DESCRIBE)
     "block_forward\n" IMAGES(DESCRIBE) BLOCK_FORWARD(DESCRIBE)
     "block_backward\n" IMAGES(DESCRIBE) SAVED(DESCRIBE) BLOCK_BACKWARD(DESCRIBE)
-    "block_double_backward\n" IMAGES(DESCRIBE) SAVED(DESCRIBE) BLOCK_DOUBLE_BACKWARD(DESCRIBE);
+    "block_double_backward\n" IMAGES(DESCRIBE) SAVED(DESCRIBE) BLOCK_DOUBLE_BACKWARD(DESCRIBE)
+    "convolve\n" CONVOLVE(DESCRIBE) CONVOLVE_FORWARD(DESCRIBE)
+    "convolve_weight\n" CONVOLVE(DESCRIBE) CONVOLVE_WEIGHT(DESCRIBE);
 
 // calls.py writes every field in 8 bytes.
 static_assert(sizeof(CellForward<float>) == 8 * (0 CELL(COUNT) CELL_FORWARD(COUNT)), "no gaps");
@@ -269,6 +302,9 @@ static_assert(sizeof(BlockBackward<float>) == 8 * (0 IMAGES(COUNT) SAVED(COUNT) 
 static_assert(
     sizeof(BlockDoubleBackward<float>) == 8 * (0 IMAGES(COUNT) SAVED(COUNT) BLOCK_DOUBLE_BACKWARD(COUNT)), "no gaps"
 );
+
+static_assert(sizeof(ConvolveForward<float>) == 8 * (0 CONVOLVE(COUNT) CONVOLVE_FORWARD(COUNT)), "no gaps");
+static_assert(sizeof(ConvolveWeight<float>) == 8 * (0 CONVOLVE(COUNT) CONVOLVE_WEIGHT(COUNT)), "no gaps");
 
 // The meta-learner's cell.
 
@@ -863,6 +899,266 @@ template <class S> void block_double_backward(const BlockDoubleBackward<S>& args
     }
 }
 
+// Convolutions, by Winograd's method: 36 products for 16 pixels of z, where the definition takes 144.
+//
+// z is made in tiles of 4x4 pixels, each from 6x6 pixels of x. Tiles and weights are evaluated at 6x6 points. At each
+// point, convolving is a product of two matrices, tiles by inputs and inputs by channels.
+
+constexpr int POINTS = 36;
+constexpr int BATCH = 16;  // tiles at a time, few enough for the second-level cache
+#ifdef __AVX512F__
+constexpr int WIDEST = 4;  // vectors in a row of the register tiles of the matrix products
+// Otherwise GCC loads a vector from memory anew for each use, and loads are the bottleneck.
+inline void keep_in_register(floats& v) { asm("" : "+v"(v)); }
+#else
+constexpr int WIDEST = 1;
+inline void keep_in_register(floats&) {}
+#endif
+inline void keep_in_register(doubles&) {}
+
+// Linear maps to and from the points 0, a, -a, b, -b and infinity with a = sqrt(1/2) and b = sqrt(2): (57) and (58).
+// FromZ and ToZ are transposes of each other, and so are FromWeight and ToWeight.
+constexpr double A = 0.70710678118654752, B = 2 * A;
+
+struct FromX {
+    static constexpr int IN = 6, OUT = 6;
+    template <class T, class V> static void map(const V* x, V* at) {
+        const V even_a = x[4] - 2 * x[2], odd_a = T(A) * (x[3] - 2 * x[1]);
+        const V even_b = x[4] - x[2] / 2, odd_b = T(B) * (x[3] - x[1] / 2);
+        at[0] = x[0] - T(2.5) * x[2] + x[4];
+        at[1] = even_a + odd_a;
+        at[2] = even_a - odd_a;
+        at[3] = even_b + odd_b;
+        at[4] = even_b - odd_b;
+        at[5] = x[1] - T(2.5) * x[3] + x[5];
+    }
+};
+struct FromZ {
+    static constexpr int IN = 4, OUT = 6;
+    template <class T, class V> static void map(const V* z, V* at) {
+        const V even_a = z[0] + z[2] / 2, odd_a = T(A) * (z[1] + z[3] / 2);
+        const V even_b = z[0] + 2 * z[2], odd_b = T(B) * (z[1] + 2 * z[3]);
+        at[0] = z[0];
+        at[1] = even_a + odd_a;
+        at[2] = even_a - odd_a;
+        at[3] = even_b + odd_b;
+        at[4] = even_b - odd_b;
+        at[5] = z[3];
+    }
+};
+struct ToZ {
+    static constexpr int IN = 6, OUT = 4;
+    template <class T, class V> static void map(const V* at, V* z) {
+        const V even_a = at[1] + at[2], odd_a = T(A) * (at[1] - at[2]);
+        const V even_b = at[3] + at[4], odd_b = T(B) * (at[3] - at[4]);
+        z[0] = at[0] + even_a + even_b;
+        z[1] = odd_a + odd_b;
+        z[2] = even_a / 2 + 2 * even_b;
+        z[3] = odd_a / 2 + 2 * odd_b + at[5];
+    }
+};
+struct FromWeight {
+    static constexpr int IN = 3, OUT = 6;
+    template <class T, class V> static void map(const V* w, V* at) {
+        const V even_a = T(-2 / 3.) * (w[0] + w[2] / 2), odd_a = T(-2 / 3. * A) * w[1];
+        const V even_b = T(1 / 6.) * (w[0] + 2 * w[2]), odd_b = T(1 / 6. * B) * w[1];
+        at[0] = w[0];
+        at[1] = even_a + odd_a;
+        at[2] = even_a - odd_a;
+        at[3] = even_b + odd_b;
+        at[4] = even_b - odd_b;
+        at[5] = w[2];
+    }
+};
+struct ToWeight {
+    static constexpr int IN = 6, OUT = 3;
+    template <class T, class V> static void map(const V* at, V* w) {
+        const V even_a = T(-2 / 3.) * (at[1] + at[2]), odd_a = T(-2 / 3. * A) * (at[1] - at[2]);
+        const V even_b = T(1 / 6.) * (at[3] + at[4]), odd_b = T(1 / 6. * B) * (at[3] - at[4]);
+        w[0] = at[0] + even_a + even_b;
+        w[1] = odd_a + odd_b;
+        w[2] = even_a / 2 + 2 * even_b + at[5];
+    }
+};
+
+// Map along columns, then along rows; `read` and `write` take the number of an element, row by row.
+template <class Map, class T, class Read, class Write> inline void map_both_ways(Read read, Write write) {
+    using V = typename Traits<T>::Vector;
+    V half[Map::OUT][Map::IN];
+    #pragma GCC unroll 6
+    for (int column = 0; column < Map::IN; column++) {
+        V from[Map::IN], to[Map::OUT];
+        for (int row = 0; row < Map::IN; row++) from[row] = read(row * Map::IN + column);
+        Map::template map<T>(from, to);
+        for (int row = 0; row < Map::OUT; row++) half[row][column] = to[row];
+    }
+    #pragma GCC unroll 6
+    for (int row = 0; row < Map::OUT; row++) {
+        V to[Map::OUT];
+        Map::template map<T>(half[row], to);
+        for (int column = 0; column < Map::OUT; column++) write(row * Map::OUT + column, to[column]);
+    }
+}
+
+// A matrix, whose elements lie `row` and `column` numbers apart.
+template <class T> struct Matrix {
+    T* data;
+    int64_t row, column;
+    T* at(int64_t r, int64_t c) const { return data + r * row + c * column; }
+};
+
+// TILE rows and COLUMNS vectors of c = a @ b, or c += a @ b; elements of a row of b and c are neighbors. Inlined, it is
+// slower: the registers are too few.
+template <int COLUMNS, class T>
+__attribute__((noinline)) void register_tile(int64_t depth, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, bool add) {
+    using V = typename Traits<T>::Vector;
+    V total[TILE][COLUMNS];
+    for (int r = 0; r < TILE; r++)
+        for (int w = 0; w < COLUMNS; w++) total[r][w] = add ? load(c.at(r, 0) + w * LANES) : V{};
+    for (int64_t k = 0; k < depth; k++) {
+        V row[COLUMNS];
+        for (int w = 0; w < COLUMNS; w++) {
+            row[w] = load(b.at(k, 0) + w * LANES);
+            keep_in_register(row[w]);
+        }
+        for (int r = 0; r < TILE; r++)
+            for (int w = 0; w < COLUMNS; w++) total[r][w] += *a.at(r, k) * row[w];
+    }
+    for (int r = 0; r < TILE; r++)
+        for (int w = 0; w < COLUMNS; w++) store(c.at(r, 0) + w * LANES, total[r][w]);
+}
+
+// c (rows, columns) = a (rows, depth) @ b (depth, columns), or c += a @ b. Rows come in multiples of TILE, columns of
+// LANES.
+template <class T>
+void multiply(int64_t rows, int64_t columns, int64_t depth, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, bool add) {
+    for (int64_t at = 0, wide; at < columns; at += wide * LANES) {
+        wide = std::min<int64_t>(WIDEST, (columns - at) / LANES);
+        const auto tile = wide == 4 ? register_tile<4, T> : wide == 3 ? register_tile<3, T>
+            : wide == 2 ? register_tile<2, T> : register_tile<1, T>;
+        for (int64_t r = 0; r < rows; r += TILE)
+            tile(depth, {a.at(r, 0), a.row, a.column}, {b.at(0, at), b.row, 1}, {c.at(r, at), c.row, 1}, add);
+    }
+}
+
+// Numbers, not initialized, at the boundary of a cache line.
+template <class T> struct Buffer {
+    T* const data;
+    explicit Buffer(int64_t size) : data(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64}))) {}
+    Buffer(const Buffer&) = delete;
+    ~Buffer() { ::operator delete(data, std::align_val_t{64}); }
+};
+
+// A batch of tiles at all points: (POINTS, BATCH, channels).
+template <class S> class TilesAtPoints {
+    using N = typename Traits<S>::Number;
+    const int64_t n, height, width, channels;
+    const int64_t down = (height + 3) / 4, across = (width + 3) / 4;  // tiles of an image
+    const int64_t stride = BATCH * channels + LANES;                  // no multiple of the size of a cache's way
+    const std::vector<S> zeros = std::vector<S>(channels);
+    Buffer<N> values{POINTS * stride};
+    Buffer<S> nowhere{channels};
+
+    // Where the SIDE x SIDE pixels of a tile are; `outside` for those outside of the image.
+    template <int SIDE, class P> void pixels(P* images, int64_t tile, P* outside, P** at) const {
+        const int64_t image = tile / (down * across), margin = (SIDE - 4) / 2;
+        const int64_t top = tile / across % down * 4 - margin, left = tile % across * 4 - margin;
+        for (int64_t y = top; y < top + SIDE; y++)
+            for (int64_t x = left; x < left + SIDE; x++) {
+                const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+                *at++ = inside ? images + ((image * height + y) * width + x) * channels : outside;
+            }
+    }
+
+  public:
+    TilesAtPoints(const Convolve<S>& of, int64_t channels)
+        : n(of.n), height(of.height), width(of.width), channels(channels) {}
+    int64_t tiles() const { return n * down * across; }
+    N* at(int64_t point) const { return values.data + point * stride; }
+
+    // Map is FromX or FromZ.
+    template <class Map> void read(const S* images, int64_t first, int64_t count) {
+        for (int64_t t = 0; t < count; t++) {
+            const S* from[Map::IN * Map::IN];
+            pixels<Map::IN>(images, first + t, zeros.data(), from);
+            for (int64_t c = 0; c < channels; c += LANES)
+                map_both_ways<Map, N>(
+                    [&](int k) { return load(from[k] + c); },
+                    [&](int k, auto v) { store(at(k) + t * channels + c, v); }
+                );
+        }
+    }
+    void write(S* images, const N* bias, int64_t first, int64_t count) const {
+        for (int64_t t = 0; t < count; t++) {
+            S* to[16];
+            pixels<4>(images, first + t, nowhere.data, to);
+            for (int64_t c = 0; c < channels; c += LANES)
+                map_both_ways<ToZ, N>(
+                    [&](int k) { return load(at(k) + t * channels + c); },
+                    [&](int k, auto v) { store(to[k] + c, v + load(bias + c)); }
+                );
+        }
+    }
+};
+
+template <class S> void convolve(const ConvolveForward<S>& args, int threads) {
+    using N = typename Traits<S>::Number;
+    const Convolve<S>& images = args.images;
+    const int64_t in = images.inputs, out = images.channels;
+    Buffer<N> weight(POINTS * in * out);
+    for (int64_t i = 0; i < in; i++)
+        for (int64_t c = 0; c < out; c += LANES)
+            map_both_ways<FromWeight, N>(
+                [&](int k) { return load(args.weight + (i * 9 + k) * out + c); },
+                [&](int k, auto v) { store(weight.data + (k * in + i) * out + c, v); }
+            );
+    #pragma omp parallel num_threads(threads)
+    {
+        TilesAtPoints<S> x(images, in), z(images, out);
+        #pragma omp for schedule(static)
+        for (int64_t first = 0; first < x.tiles(); first += BATCH) {
+            const int64_t count = std::min<int64_t>(BATCH, x.tiles() - first);
+            x.template read<FromX>(images.x, first, count);
+            for (int64_t k = 0; k < POINTS; k++)  // (59)
+                multiply<N>(padded(count), out, in, {x.at(k), in, 1}, {weight.data + k * in * out, out, 1},
+                            {z.at(k), out, 1}, false);
+            z.write(args.z, args.bias, first, count);
+        }
+    }
+}
+
+template <class S> void convolve_weight(const ConvolveWeight<S>& args, int threads) {
+    using N = typename Traits<S>::Number;
+    const Convolve<S>& images = args.images;
+    const int64_t in = images.inputs, out = images.channels, size = POINTS * in * out;
+    Buffer<N> parts(threads * size);
+    std::fill_n(parts.data, threads * size, N(0));
+    #pragma omp parallel num_threads(threads)
+    {
+        N* mine = parts.data + omp_get_thread_num() * size;
+        TilesAtPoints<S> x(images, in), z(images, out);
+        #pragma omp for schedule(static)
+        for (int64_t first = 0; first < x.tiles(); first += BATCH) {
+            const int64_t count = std::min<int64_t>(BATCH, x.tiles() - first);
+            x.template read<FromX>(images.x, first, count);
+            z.template read<FromZ>(args.d_z, first, count);
+            for (int64_t k = 0; k < POINTS; k++)  // (60)
+                multiply<N>(in, out, count, {x.at(k), 1, in}, {z.at(k), out, 1}, {mine + k * in * out, out, 1}, true);
+        }
+    }
+    for (int64_t i = 0; i < in; i++)
+        for (int64_t c = 0; c < out; c += LANES)
+            map_both_ways<ToWeight, N>(
+                [&](int k) {
+                    typename Traits<N>::Vector total = {};
+                    for (int thread = 0; thread < threads; thread++)
+                        total += load(parts.data + thread * size + (k * in + i) * out + c);
+                    return total;
+                },
+                [&](int k, auto v) { store(args.d_weight + (i * 9 + k) * out + c, v); }
+            );
+}
+
 // What calls.py calls: metalstm_arguments for the lists above; then a kernel, with `bytes` per number (of T or S) and
 // the struct of its arguments.
 
@@ -902,6 +1198,12 @@ void metalstm_block_double_backward(int bytes, const void* fields, int threads) 
     with_images<BlockDoubleBackward>(
         bytes, fields, [&](const auto& arguments) { block_double_backward(arguments, threads); }
     );
+}
+void metalstm_convolve(int bytes, const void* fields, int threads) {
+    with_images<ConvolveForward>(bytes, fields, [&](const auto& arguments) { convolve(arguments, threads); });
+}
+void metalstm_convolve_weight(int bytes, const void* fields, int threads) {
+    with_images<ConvolveWeight>(bytes, fields, [&](const auto& arguments) { convolve_weight(arguments, threads); });
 }
 
 }  // extern "C"
