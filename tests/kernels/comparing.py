@@ -62,13 +62,15 @@ def cell_inputs(hidden: int, n: int, tasks: tuple[int, ...], dtype: torch.dtype 
     return [tensor.to(dtype).requires_grad_() for tensor in inputs]
 
 
-def plain_block(z: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: Tensor | None) -> tuple[Tensor, Tensor]:
+def plain_block(
+    z: Tensor, gamma: Tensor, beta: Tensor, eps: float, moments: Tensor | None, pool: int = 2
+) -> tuple[Tensor, Tensor]:
     """Batch normalization, max-pool and ReLU in PyTorch: y and the moments."""
     if moments is None:
         moments = torch.stack(torch.var_mean(z, (0, 2, 3), correction=0)[::-1])
     mean, var = (moment.view(-1, 1, 1) for moment in moments)
     normalized = (z - mean) / (var + eps).sqrt()
-    return F.relu(F.max_pool2d(normalized * gamma.view(-1, 1, 1) + beta.view(-1, 1, 1), 2)), moments
+    return F.relu(F.max_pool2d(normalized * gamma.view(-1, 1, 1) + beta.view(-1, 1, 1), pool)), moments
 
 
 def plain_features(
@@ -77,8 +79,8 @@ def plain_features(
     """`blocks.features` in PyTorch."""
     pairs = [None] * shape.n_blocks if moments is None else moments.view(shape.n_blocks, 2, -1)
     used = []
-    for (weight, bias, gamma, beta), pair in zip(shape.parts(theta), pairs, strict=True):
-        x, pair = plain_block(F.conv2d(x, weight, bias, padding=1), gamma, beta, shape.eps, pair)
+    for k, (weight, bias, gamma, beta) in enumerate(shape.parts(theta)):
+        x, pair = plain_block(F.conv2d(x, weight, bias, padding=1), gamma, beta, shape.eps, pairs[k], shape.pool(k))
         used.append(pair)
     return x, torch.cat(used).flatten()
 

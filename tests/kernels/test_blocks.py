@@ -47,6 +47,7 @@ def check_features(shape: blocks.Shape, inputs: Inputs) -> None:
     width=st.integers(16, 35),
     conv_bias=st.booleans(),
     n_blocks=st.integers(1, 4),
+    n_pooled=st.integers(0, 4),
     threads=st.integers(1, 3),
 )
 def test_features(
@@ -58,15 +59,16 @@ def test_features(
     width: int,
     conv_bias: bool,
     n_blocks: int,
+    n_pooled: int,
     threads: int,
 ):
-    shape = blocks.Shape(n_blocks, channels, filters, conv_bias, 1e-3, torch.float64)
+    shape = blocks.Shape(n_blocks, n_pooled, channels, filters, conv_bias, 1e-3, torch.float64)
     with torch_threads(threads):
         check_features(shape, block_inputs(shape, n, height, width))
 
 
 def test_moments_that_require_a_gradient_allow_one_derivative(compiled_kernels: None):
-    shape = blocks.Shape(1, 1, 16, False, 1e-3, torch.float64)
+    shape = blocks.Shape(1, 1, 1, 16, False, 1e-3, torch.float64)
     theta, x, moments = block_inputs(shape, 2, 4, 4)
     leaf = theta.requires_grad_()
     features = blocks.features(shape, leaf, x, moments.requires_grad_())[0]

@@ -35,7 +35,7 @@ def check_cell() -> None:
 
 
 def check_blocks() -> None:
-    shape = blocks.Shape(2, 3, 16, True, 1e-3, torch.float64)
+    shape = blocks.Shape(2, 1, 3, 16, True, 1e-3, torch.float64)
     check_features(shape, block_inputs(shape, 3, 10, 13))
 
 
@@ -93,7 +93,15 @@ def arguments() -> dict[str, Any]:
     small = z[:, :, :2, :3].contiguous(memory_format=torch.channels_last)
     one = torch.zeros(16)
     sizes = {"n": 2, "channels": 16, "height": 4, "width": 6, "given": False}
-    saved = {"z": z, "gamma": one, "mean": one, "rstd": one, "pooled": small, "chosen": small.to(torch.uint8)}
+    saved = {
+        "z": z,
+        "gamma": one,
+        "mean": one,
+        "rstd": one,
+        "pooled": small,
+        "chosen": small.to(torch.uint8),
+        "pool": 2,
+    }
     outputs = {"d_mean": one, "d_var": one, "d_z": z.clone(), "d_gamma": one.clone(), "d_beta": one.clone()}
     return {**sizes, **saved, "d_y": small, **outputs}
 

@@ -21,6 +21,7 @@ class Shape(NamedTuple):
     """The parts of theta, block by block: a convolution (filters, 3, 3, in), its bias if it has one, gamma, beta."""
 
     n_blocks: int
+    n_pooled: int  # the first blocks, which have a max-pool
     channels: int  # of the images
     filters: int
     conv_bias: bool
@@ -38,6 +39,10 @@ class Shape(NamedTuple):
             weight, *bias, gamma, beta = flat[start : start + 3 + self.conv_bias]
             each.append((weight.view(n, 3, 3, -1).permute(0, 3, 1, 2), bias[0] if bias else None, gamma, beta))
         return each
+
+    def pool(self, block: int) -> int:
+        """The side of the windows of a block's max-pool, or 1."""
+        return 2 if block < self.n_pooled else 1
 
 
 def features(
@@ -131,12 +136,12 @@ class _GivenFeatures(Function):
 
 
 def _forward(shape: Shape, theta: Tensor, x: Tensor, moments: Tensor, given: bool) -> tuple[Tensor, list[Tensor]]:
-    """The last y, and for each block x and all of `Block` but gamma: six tensors."""
+    """The last y, and for each block x and the tensors of `Block` but gamma: six."""
     saved = []
-    for part, pair in zip(shape.parts(theta), moments.view(shape.n_blocks, 2, -1), strict=True):
-        weight, bias, gamma, beta = part
+    pairs = moments.view(shape.n_blocks, 2, -1)
+    for k, (weight, bias, gamma, beta) in enumerate(shape.parts(theta)):
         z = _convolve(x, weight, bias)
-        y, block = block_forward(z, gamma, beta, pair, shape.eps, given)
+        y, block = block_forward(z, gamma, beta, pairs[k], shape.eps, given, shape.pool(k))
         saved += [x, z, block.mean, block.rstd, block.pooled, block.chosen]
         x = y
     return x, saved
@@ -154,7 +159,7 @@ def _backward(
     gradients = []
     d_y = d_y.contiguous(memory_format=torch.channels_last)
     for k in reversed(range(shape.n_blocks)):
-        (x, block), (weight, _, _, _) = _block(parts, saved, k), parts[k]
+        (x, block), (weight, _, _, _) = _block(shape, parts, saved, k), parts[k]
         d_weight, d_bias, d_gamma, d_beta = d_parts[k]
         d_z = block_backward(block, d_y, d_gamma, d_beta, pairs[k], given)
         gradients = [d_y, d_z, *gradients]
@@ -183,7 +188,7 @@ def _double_backward(
     g_zs = []
     v_x = None  # images have no gradient
     for k in range(n):
-        (x, block), (weight, _, _, _), d_y = _block(parts, saved, k), parts[k], gradients[2 * k]
+        (x, block), (weight, _, _, _), d_y = _block(shape, parts, saved, k), parts[k], gradients[2 * k]
         v_weight, v_bias, v_gamma, v_beta = v_parts[k]
         v_z = _convolve(x, v_weight, v_bias)  # (50)
         if v_x is not None:
@@ -196,7 +201,12 @@ def _double_backward(
     g_y = None
     zeros = torch.zeros_like(d_pairs[0])
     for k in reversed(range(n)):
-        (x, block), (weight, _, _, _), g_z, d_z = _block(parts, saved, k), parts[k], g_zs[k], gradients[2 * k + 1]
+        (x, block), (weight, _, _, _), g_z, d_z = (
+            _block(shape, parts, saved, k),
+            parts[k],
+            g_zs[k],
+            gradients[2 * k + 1],
+        )
         g_weight, g_bias, g_gamma, g_beta = g_parts[k]
         if g_y is None:
             g_beta.zero_()
@@ -214,9 +224,9 @@ def _double_backward(
     return v_x, v_moments, g_theta
 
 
-def _block(parts: list[Any], saved: list[Tensor], k: int) -> tuple[Tensor, Block]:
+def _block(shape: Shape, parts: list[Any], saved: list[Tensor], k: int) -> tuple[Tensor, Block]:
     x, z, mean, rstd, pooled, chosen = saved[_SAVED * k : _SAVED * (k + 1)]
-    return x, Block(z=z, gamma=parts[k][2], mean=mean, rstd=rstd, pooled=pooled, chosen=chosen)
+    return x, Block(z, parts[k][2], mean, rstd, pooled, chosen, shape.pool(k))
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

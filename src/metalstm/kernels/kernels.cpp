@@ -185,6 +185,7 @@ inline doubles log_of(doubles x) {
     FIELD(int64_t, height, "") \
     FIELD(int64_t, width, "") \
     FIELD(int64_t, channels, "") \
+    FIELD(int64_t, pool, "") /* side of the windows of the max-pool, 1 or 2 */ \
     FIELD(int64_t, given, "") /* whether the moments are inputs of the forward pass */ \
     FIELD(const S*, z, "channels_last: n, channels, height, width") \
     FIELD(const N*, gamma, "channels")
@@ -195,19 +196,19 @@ inline doubles log_of(doubles x) {
     FIELD(N*, mean, "channels") /* input if given */ \
     FIELD(N*, var, "channels")  /* input if given */ \
     FIELD(N*, rstd, "channels") \
-    FIELD(S*, pooled, "channels_last: n, channels, height//2, width//2") \
-    FIELD(uint8_t*, chosen, "channels_last: n, channels, height//2, width//2") \
-    FIELD(S*, y, "channels_last: n, channels, height//2, width//2")
+    FIELD(S*, pooled, "channels_last: n, channels, height//pool, width//pool") \
+    FIELD(uint8_t*, chosen, "channels_last: n, channels, height//pool, width//pool") \
+    FIELD(S*, y, "channels_last: n, channels, height//pool, width//pool")
 
 // What the forward pass saves beside z and gamma.
 #define SAVED(FIELD) \
     FIELD(const N*, mean, "channels") \
     FIELD(const N*, rstd, "channels") \
-    FIELD(const S*, pooled, "channels_last: n, channels, height//2, width//2") \
-    FIELD(const uint8_t*, chosen, "channels_last: n, channels, height//2, width//2")
+    FIELD(const S*, pooled, "channels_last: n, channels, height//pool, width//pool") \
+    FIELD(const uint8_t*, chosen, "channels_last: n, channels, height//pool, width//pool")
 
 #define BLOCK_BACKWARD(FIELD) \
-    FIELD(const S*, d_y, "channels_last: n, channels, height//2, width//2") \
+    FIELD(const S*, d_y, "channels_last: n, channels, height//pool, width//pool") \
     FIELD(N*, d_mean, "channels") /* input unless given */ \
     FIELD(N*, d_var, "channels")  /* input unless given */ \
     FIELD(S*, d_z, "channels_last: n, channels, height, width") \
@@ -215,12 +216,12 @@ inline doubles log_of(doubles x) {
     FIELD(N*, d_beta, "channels")
 
 #define BLOCK_DOUBLE_BACKWARD(FIELD) \
-    FIELD(const S*, d_y, "channels_last: n, channels, height//2, width//2") \
+    FIELD(const S*, d_y, "channels_last: n, channels, height//pool, width//pool") \
     FIELD(const N*, d_var, "channels") \
     FIELD(const S*, v_z, "channels_last: n, channels, height, width") \
     FIELD(const N*, v_gamma, "channels") \
     FIELD(const N*, v_beta, "channels") \
-    FIELD(S*, v_y, "channels_last: n, channels, height//2, width//2") \
+    FIELD(S*, v_y, "channels_last: n, channels, height//pool, width//pool") \
     FIELD(N*, v_mean, "channels") /* not written if given */ \
     FIELD(N*, v_var, "channels")  /* not written if given */ \
     FIELD(S*, g_z, "channels_last: n, channels, height, width") \
@@ -251,7 +252,7 @@ template <class S> struct Images {
     using N = typename Traits<S>::Number;
     IMAGES(DECLARE)
     N pixels() const { return N(n * height * width); }
-    int64_t rows() const { return n * (height / 2); }  // of the pooled images
+    int64_t rows() const { return n * (height / pool); }  // of the pooled images
 };
 template <class S> struct BlockForward {
     using N = typename Traits<S>::Number;
@@ -666,31 +667,34 @@ template <class T> void cell_backward(const CellBackward<T>& args, int threads) 
     }
 }
 
-// Batch normalization, 2x2 max-pool, ReLU.
+// Batch normalization, max-pool over windows of SIDE x SIDE pixels, ReLU. SIDE is 2, or 1 for no max-pool.
 //
-// Pooling comes first, (23). `pooled` is the pixel that was chosen of each four, normalized. `chosen` is its number
-// among the four, plus DEAD if the ReLU made it 0.
+// Pooling comes first, (23). `pooled` is the pixel that was chosen of each window, normalized. `chosen` is its number
+// in the window, plus DEAD if the ReLU made it 0.
 
 constexpr uint8_t DEAD = 4;
 constexpr int64_t CHUNK = 128;  // pixels, few enough for the first-level cache
 
-// Visits the pixels of pooled rows begin..end, LANES channels at a time. Calls window(pixel, stride, pooled, channel)
-// for each window of four pixels: the offset of the upper left pixel, the distance to the one below, the offset of the
-// pooled pixel, and the first channel. Calls rest(pixel, channel) for pixels that no window covers.
-template <class S, class Window, class Rest>
+// Visits the pixels of pooled rows begin..end, LANES channels at a time. Calls window(pixels, pooled, channel) for each
+// window: the offsets of its pixels, the offset of the pooled pixel, and the first channel. Calls rest(pixel, channel)
+// for pixels that no window covers.
+template <int SIDE, class S, class Window, class Rest>
 void visit(const Images<S>& images, int64_t begin, int64_t end, Window window, Rest rest) {
-    const int64_t channels = images.channels, width = images.width, stride = width * channels, half = images.height / 2;
+    const int64_t channels = images.channels, width = images.width, stride = width * channels;
+    const int64_t down = images.height / SIDE, across = width / SIDE;
     for (int64_t row = begin; row < end; row++) {
-        const int64_t top = (row / half * images.height + 2 * (row % half)) * stride;
-        for (int64_t column = 0; column < width / 2; column++)
-            for (int64_t c = 0; c < channels; c += LANES)
-                window(top + 2 * column * channels + c, stride, (row * (width / 2) + column) * channels + c, c);
-        const bool last = images.height % 2 && row % half == half - 1;
-        for (int64_t c = 0; c < channels && width % 2; c += LANES) {
-            rest(top + stride - channels + c, c);
-            rest(top + 2 * stride - channels + c, c);
-        }
-        for (int64_t at = 0; at < stride && last; at += LANES) rest(top + 2 * stride + at, at % channels);
+        const int64_t top = (row / down * images.height + SIDE * (row % down)) * stride;
+        for (int64_t column = 0; column < across; column++)
+            for (int64_t c = 0; c < channels; c += LANES) {
+                int64_t at[SIDE * SIDE];
+                for (int k = 0; k < SIDE * SIDE; k++)
+                    at[k] = top + k / SIDE * stride + (SIDE * column + k % SIDE) * channels + c;
+                window(at, (row * across + column) * channels + c, c);
+            }
+        const bool last = images.height % SIDE && row % down == down - 1;
+        for (int64_t c = 0; c < channels && width % SIDE; c += LANES)
+            for (int k = 1; k <= SIDE; k++) rest(top + k * stride - channels + c, c);
+        for (int64_t at = 0; at < stride && last; at += LANES) rest(top + SIDE * stride + at, at % channels);
     }
 }
 
@@ -747,7 +751,7 @@ void moments(const S* all, int64_t pixels, int64_t C, N* mean, N* var, int threa
     }
 }
 
-template <class S> void block_forward(const BlockForward<S>& args, int threads) {
+template <int SIDE, class S> void block_forward(const BlockForward<S>& args, int threads) {
     using N = typename Traits<S>::Number;
     using V = typename Traits<S>::Vector;
     using I = typename Traits<S>::Integers;
@@ -758,12 +762,11 @@ template <class S> void block_forward(const BlockForward<S>& args, int threads) 
     const int64_t rows = images.rows();
     #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; row++)
-        visit(images, row, row + 1, [&](int64_t pixel, int64_t stride, int64_t to, int64_t c) {
+        visit<SIDE>(images, row, row + 1, [&](const int64_t* at, int64_t to, int64_t c) {
             const V gamma = load(images.gamma + c), sign = gamma > 0 ? V{} + 1 : gamma < 0 ? V{} - 1 : V{};
-            const int64_t at[4] = {pixel, pixel + images.channels, pixel + stride, pixel + stride + images.channels};
             V taken = load(images.z + at[0]);
             I which = {};
-            for (int k = 1; k < 4; k++) {
+            for (int k = 1; k < SIDE * SIDE; k++) {
                 const V z = load(images.z + at[k]);
                 const I more = sign * z > sign * taken;
                 taken = more ? z : taken;
@@ -778,12 +781,12 @@ template <class S> void block_forward(const BlockForward<S>& args, int threads) 
         }, [](int64_t, int64_t) {});
 }
 
-template <class S> void block_backward(const BlockBackward<S>& args, int threads) {
+template <int SIDE, class S> void block_backward(const BlockBackward<S>& args, int threads) {
     using N = typename Traits<S>::Number;
     using V = typename Traits<S>::Vector;
     using I = typename Traits<S>::Integers;
     const Images<S>& images = args.images;
-    const int64_t C = images.channels, rows = images.rows(), row_size = images.width / 2 * C;
+    const int64_t C = images.channels, rows = images.rows(), row_size = images.width / SIDE * C;
     const std::vector<double> sums = summed(2 * C, rows, threads, [&](int64_t begin, int64_t end, double* to) {
         for (int64_t at = begin * row_size, c = 0; at < end * row_size; at += LANES, c = c + LANES == C ? 0 : c + LANES) {
             const V d = __builtin_convertvector(load(args.chosen + at), I) < DEAD ? load(args.d_y + at) : V{};
@@ -810,34 +813,32 @@ template <class S> void block_backward(const BlockBackward<S>& args, int threads
         auto base = [&](int64_t at, int64_t c) {
             return (load(args.mean + c) - load(images.z + at)) * load(&slope[c]) - load(&constant[c]);
         };
-        visit(images, row, row + 1, [&](int64_t pixel, int64_t stride, int64_t from, int64_t c) {
+        visit<SIDE>(images, row, row + 1, [&](const int64_t* at, int64_t from, int64_t c) {
             const I which = __builtin_convertvector(load(args.chosen + from), I);
             const V d = load(&scale[c]) * load(args.d_y + from);
-            const int64_t at[4] = {pixel, pixel + C, pixel + stride, pixel + stride + C};
-            for (int k = 0; k < 4; k++) store(args.d_z + at[k], base(at[k], c) + (which == k ? d : V{}));
+            for (int k = 0; k < SIDE * SIDE; k++) store(args.d_z + at[k], base(at[k], c) + (which == k ? d : V{}));
         }, [&](int64_t at, int64_t c) { store(args.d_z + at, base(at, c)); });
     }
 }
 
-template <class S> void block_double_backward(const BlockDoubleBackward<S>& args, int threads) {
+template <int SIDE, class S> void block_double_backward(const BlockDoubleBackward<S>& args, int threads) {
     using N = typename Traits<S>::Number;
     using V = typename Traits<S>::Vector;
     using I = typename Traits<S>::Integers;
     const Images<S>& images = args.images;
     const int64_t C = images.channels, rows = images.rows();
-    auto chosen = [](I which, V a[4]) {
+    auto chosen = [](I which, const V* a) {
         V taken = {};
-        for (int k = 0; k < 4; k++) taken = (which & 3) == k ? a[k] : taken;
+        for (int k = 0; k < SIDE * SIDE; k++) taken = (which & 3) == k ? a[k] : taken;
         return taken;
     };
     // Sums of d, d * normalized, v_z, v_z * (z - mean), v_z * d, for (34)
     const std::vector<double> sums = summed(5 * C, rows, threads, [&](int64_t begin, int64_t end, double* to) {
-        visit(images, begin, end, [&](int64_t pixel, int64_t stride, int64_t from, int64_t c) {
+        visit<SIDE>(images, begin, end, [&](const int64_t* at, int64_t from, int64_t c) {
             const I which = __builtin_convertvector(load(args.chosen + from), I);
             const V d = which < DEAD ? load(args.d_y + from) : V{}, mean = load(args.mean + c);
-            const int64_t at[4] = {pixel, pixel + C, pixel + stride, pixel + stride + C};
-            V all[4], total = {}, product = {};
-            for (int k = 0; k < 4; k++) {
+            V all[SIDE * SIDE], total = {}, product = {};
+            for (int k = 0; k < SIDE * SIDE; k++) {
                 all[k] = load(args.v_z + at[k]);
                 total += all[k];
                 product += all[k] * (load(images.z + at[k]) - mean);
@@ -883,12 +884,11 @@ template <class S> void block_double_backward(const BlockDoubleBackward<S>& args
             const V centered = load(images.z + at) - load(args.mean + c);
             return load(&constant[c]) + centered * load(&slope[c]) + u * load(&by_u[c]);
         };
-        visit(images, row, row + 1, [&](int64_t pixel, int64_t stride, int64_t from, int64_t c) {
+        visit<SIDE>(images, row, row + 1, [&](const int64_t* at, int64_t from, int64_t c) {
             const I which = __builtin_convertvector(load(args.chosen + from), I);
             const V d = load(&by_d[c]) * load(args.d_y + from);
-            const int64_t at[4] = {pixel, pixel + C, pixel + stride, pixel + stride + C};
-            V all[4];
-            for (int k = 0; k < 4; k++) {
+            V all[SIDE * SIDE];
+            for (int k = 0; k < SIDE * SIDE; k++) {
                 all[k] = load(args.v_z + at[k]);
                 store(args.g_z + at[k], base(at[k], c, all[k]) + (which == k ? d : V{}));
             }
@@ -1189,15 +1189,22 @@ void metalstm_cell_backward(int bytes, const void* fields, int threads) {
     with_numbers<CellBackward>(bytes, fields, [&](const auto& arguments) { cell_backward(arguments, threads); });
 }
 void metalstm_block_forward(int bytes, const void* fields, int threads) {
-    with_images<BlockForward>(bytes, fields, [&](const auto& arguments) { block_forward(arguments, threads); });
+    with_images<BlockForward>(bytes, fields, [&](const auto& arguments) {
+        if (arguments.images.pool == 2) block_forward<2>(arguments, threads);
+        else block_forward<1>(arguments, threads);
+    });
 }
 void metalstm_block_backward(int bytes, const void* fields, int threads) {
-    with_images<BlockBackward>(bytes, fields, [&](const auto& arguments) { block_backward(arguments, threads); });
+    with_images<BlockBackward>(bytes, fields, [&](const auto& arguments) {
+        if (arguments.images.pool == 2) block_backward<2>(arguments, threads);
+        else block_backward<1>(arguments, threads);
+    });
 }
 void metalstm_block_double_backward(int bytes, const void* fields, int threads) {
-    with_images<BlockDoubleBackward>(
-        bytes, fields, [&](const auto& arguments) { block_double_backward(arguments, threads); }
-    );
+    with_images<BlockDoubleBackward>(bytes, fields, [&](const auto& arguments) {
+        if (arguments.images.pool == 2) block_double_backward<2>(arguments, threads);
+        else block_double_backward<1>(arguments, threads);
+    });
 }
 void metalstm_convolve(int bytes, const void* fields, int threads) {
     with_images<ConvolveForward>(bytes, fields, [&](const auto& arguments) { convolve(arguments, threads); });

@@ -1,4 +1,4 @@
-"""Batch normalization, 2x2 max-pool and ReLU of one block, as C++ kernels.
+"""Batch normalization, 2x2 max-pool or none, and ReLU of one block, as C++ kernels.
 
 DERIVATION.md derives them in the sections "The block" and "The block, backward of the backward pass". Names here and
 there: `d_a` is the gradient of the loss in `a`; `v_a` is the gradient in `d_a` of whatever is computed from the first
@@ -24,8 +24,9 @@ class Block(NamedTuple):
     gamma: Float[Tensor, " channels"]
     mean: Float[Tensor, " channels"]
     rstd: Float[Tensor, " channels"]  # 1 / standard deviation
-    pooled: Float[Tensor, "n channels half_height half_width"]  # the chosen pixels, normalized
-    chosen: UInt8[Tensor, "n channels half_height half_width"]  # which of the four pixels, and whether the ReLU is 0
+    pooled: Float[Tensor, "n channels small_height small_width"]  # the chosen pixels, normalized
+    chosen: UInt8[Tensor, "n channels small_height small_width"]  # which of the four pixels, and whether the ReLU is 0
+    pool: int  # side of the windows: 2, or 1 for no max-pool
 
 
 def can_block(theta: Tensor, others: Sequence[Tensor], images: torch.dtype, channels: int) -> bool:
@@ -35,7 +36,7 @@ def can_block(theta: Tensor, others: Sequence[Tensor], images: torch.dtype, chan
 
 
 def block_forward(
-    z: Tensor, gamma: Tensor, beta: Tensor, moments: Tensor, eps: float, given: bool
+    z: Tensor, gamma: Tensor, beta: Tensor, moments: Tensor, eps: float, given: bool, pool: int = 2
 ) -> tuple[Tensor, Block]:
     """Normalize, pool, rectify: (21) to (24).
 
@@ -46,14 +47,16 @@ def block_forward(
         moments: (2, channels): mean and biased variance. An input if `given`; otherwise the moments of z are written.
         eps: Added to the variance.
         given: Whether `moments` are inputs.
+        pool: Side of the windows of the max-pool: 2, or 1 for no max-pool.
 
     Returns:
         The output of the block, and what `block_backward` needs.
     """
     n, channels, height, width = z.shape
-    y = z.new_empty(n, height // 2, width // 2, channels).permute(0, 3, 1, 2)
+    y = z.new_empty(n, height // pool, width // pool, channels).permute(0, 3, 1, 2)
     mean, var = moments[0], moments[1]
-    block = Block(z, gamma, mean, torch.empty_like(gamma), torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8))
+    rstd, pooled, chosen = torch.empty_like(gamma), torch.empty_like(y), torch.empty_like(y, dtype=torch.uint8)
+    block = Block(z, gamma, mean, rstd, pooled, chosen, pool)
     kernel("block_forward")(**_sizes(z), **block._asdict(), given=given, eps=eps, beta=beta, var=var, y=y)
     return y, block
 

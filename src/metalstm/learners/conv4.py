@@ -154,33 +154,22 @@ class Conv4(Learner):
         body, others = theta[: self.n_body], [x.to(theta.dtype), *([] if moments is None else [moments])]
         dropout = self.settings.dropout if train else 0.0
         pairs = [None] * self.n_blocks if moments is None else moments.view(self.n_blocks, 2, self.filters).unbind()
-        used = []
+        shape = blocks.Shape(
+            self.n_blocks, self.n_pooled, self.image_shape[0], self.filters, self.settings.conv_bias, self.eps, dtype
+        )
         if not dropout and not x.requires_grad and kernels.can_block(theta, others, dtype, self.filters):
-            start = self.n_pooled
-            shape, n_moments = self._shape(start, dtype), 2 * self.filters * start
-            n_body = self.n_body if start == self.n_blocks else sum(map(prod, self._shapes_of(start)))
-            given = None if moments is None else moments[:n_moments]
-            x, first = blocks.features(shape, body[:n_body], x, given)
-            used = [first]
+            x, moments = blocks.features(shape, body, x, moments)
         else:
-            start = 0
-            x = x.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last
-        parts = self._shape(self.n_blocks, dtype).parts(body)[start:] if start < self.n_blocks else []
-        for block, (weight, bias, gamma, beta) in enumerate(parts, start):
-            x = F.conv2d(x, weight.to(dtype), None if bias is None else bias.to(dtype), padding=1)
-            x, mean, var = _block(x, gamma, beta, self.eps, pairs[block], block < self.n_pooled)
-            x = F.dropout(x, dropout) if dropout else x
-            used += [mean, var]
+            x, used = x.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), []  # channels-last
+            for block, (weight, bias, gamma, beta) in enumerate(shape.parts(body)):
+                x = F.conv2d(x, weight.to(dtype), None if bias is None else bias.to(dtype), padding=1)
+                x, mean, var = _block(x, gamma, beta, self.eps, pairs[block], block < self.n_pooled)
+                x = F.dropout(x, dropout) if dropout else x
+                used += [mean, var]
+            moments = torch.cat(used)
         if self.settings.pooling == "average":
             x = x.to(theta.dtype).mean((2, 3))
-        return x.flatten(1).to(theta.dtype), torch.cat(used) if len(used) > 1 else used[0]
-
-    def _shape(self, n_blocks: int, dtype: torch.dtype) -> blocks.Shape:
-        return blocks.Shape(n_blocks, self.image_shape[0], self.filters, self.settings.conv_bias, self.eps, dtype)
-
-    def _shapes_of(self, n_blocks: int) -> list[tuple[int, ...]]:
-        """The shapes of the parameters of the first blocks."""
-        return list(self.shapes.values())[: len(self.shapes) // self.n_blocks * n_blocks]
+        return x.flatten(1).to(theta.dtype), moments
 
 
 @cache  # so that on a GPU no inner step waits for it
