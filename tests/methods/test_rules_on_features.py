@@ -180,6 +180,13 @@ def test_episodes_of_prototypical_networks_may_have_more_classes_than_tests():
     assert batch(run).support.n_way == 3, "all classes that there are, at the most"
 
 
+def test_episodes_of_prototypical_networks_lie_within_a_group_if_asked_to():
+    run = config("protonet", within_group=True, train_way=2)
+    grouped = replace(images(4), groups=("one", "one", "two", "two"))
+    sampler: Any = METHODS["protonet"].sampler(grouped, run, "cpu")
+    assert {tuple(sorted(sampler.classes(number))) for number in range(20)} == {(0, 1), (2, 3)}
+
+
 def test_all_meta_trained_ones_start_and_train_alike():
     ours = config("matching-net")
     for name in ("protonet", "r2d2", "relation-net"):

@@ -76,9 +76,9 @@ TRAINED = [name for name, kind in METHODS.items() if kind.meta_trained]
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_every_method_resumes_to_the_same_bits(meta_sets, tmp_path, method):
-    config = tiny_config(meta_sets, method, episodes=6)
+    config = tiny_config(meta_sets, method, episodes=6, lr_decay=False)  # the rates depend on the length of the run
     train(config, meta_sets, tmp_path / "whole")
-    train(tiny_config(meta_sets, method, episodes=3), meta_sets, tmp_path / "parts")
+    train(tiny_config(meta_sets, method, episodes=3, lr_decay=False), meta_sets, tmp_path / "parts")
     train(config, meta_sets, tmp_path / "parts", resume=True)
     assert_same_tensors(tmp_path / "whole" / "last.safetensors", tmp_path / "parts" / "last.safetensors")
     assert checkpoint.load_method(tmp_path / "whole")[1] == config
@@ -533,3 +533,42 @@ def test_a_run_made_longer_is_tuned_anew(meta_sets, tmp_path, monkeypatch):
     train(config(8), meta_sets, whole)
     assert_same_tensors(whole / "best.safetensors", out / "best.safetensors")
     assert_same_tensors(whole / "last.safetensors", out / "last.safetensors")
+
+
+class Looking(MatchingNet):
+    """Counts how often it is shown meta-train images, and keeps the network that it had then."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("looks", torch.zeros(()))
+        self.register_buffer("body_then", torch.zeros_like(self.body))
+
+    def look_at(self, images):
+        self.get_buffer("looks").add_(len(images.classes))
+        self.get_buffer("body_then").copy_(self.body.detach())
+
+
+def test_a_method_looks_at_meta_train_once_with_the_network_that_it_starts_from(meta_sets, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "looking", Looking)
+
+    def config(episodes: int):
+        return replace(tiny_config(meta_sets, "matching-net", episodes=episodes, pretrain=2), method="looking")
+
+    train(config(2), meta_sets, tmp_path / "run")
+    train(config(4), meta_sets, tmp_path / "run", resume=True)
+    tensors, _ = checkpoint.load(tmp_path / "run" / "last.safetensors")
+    assert tensors["method.looks"] == len(meta_sets.splits["meta-train"].classes)
+    start = checkpoint.load_method(tmp_path / "run" / "pretrained")[0].network()
+    assert torch.equal(tensors["method.body_then"], start.body)
+    assert not torch.equal(tensors["method.body"], start.body)
+
+
+def test_a_rule_on_fixed_features_keeps_its_center(meta_sets, tmp_path):
+    config = tiny_config(meta_sets, "class-means", episodes=0, pretrain=2, normalize="centered")
+    train(config, meta_sets, tmp_path / "run")
+    method, kept, _ = checkpoint.load_method(tmp_path / "run")
+    assert kept == config
+    center = method.get_buffer("center").clone()
+    assert center.any()
+    method.look_at(meta_sets.splits["meta-train"])
+    assert torch.equal(method.get_buffer("center"), center)

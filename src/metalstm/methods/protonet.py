@@ -9,7 +9,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from metalstm.data import ImagesByClass
-from metalstm.episodes import EpisodeSampler, Support
+from metalstm.episodes import BatchSampler, EpisodeSampler, Support
 from metalstm.learners import Conv4
 from metalstm.methods.base import Adapted, Recipe, Row, RunConfig
 from metalstm.methods.class_means import class_means, squared_distances
@@ -60,11 +60,13 @@ class ProtoNet(OnFeatures):
         )
 
     @classmethod
-    def sampler(cls, images: ImagesByClass, config: RunConfig, device: torch.device | str) -> EpisodeSampler:
+    def sampler(
+        cls, images: ImagesByClass, config: RunConfig, device: torch.device | str
+    ) -> EpisodeSampler | BatchSampler:
         """Episodes of `train_way` classes."""
         train_way = config.settings.train_way
         n_way = config.n_way if train_way is None else min(train_way, len(images.classes))
-        return EpisodeSampler(images, n_way, config.n_shot, config.n_query, config.seed, device)
+        return super().sampler(images, replace(config, n_way=n_way), device)
 
     def fit(self, features: Float[Tensor, "*tasks n_support n_features"], support: Support) -> Adapted:
         """The mean embedding of each class, its prototype."""

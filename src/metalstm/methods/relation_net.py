@@ -69,17 +69,20 @@ class RelationNet(OnFeatures):
         return (Row("relation-net", cls.label),)
 
     def fit(self, features: Float[Tensor, "*tasks n_support n_features"], support: Support) -> Adapted:
-        """The mean embedding of each class."""
-        return {"means": class_means(features, support.y, support.n_way)}
+        """What the relation module's first layer makes of the mean embedding of each class.
+
+        Of a concatenated pair it makes the sum of what it makes of class and query, so that no pair is needed.
+        """
+        means = class_means(features, support.y, support.n_way)
+        return {"hidden": means @ self.hidden_weight.chunk(2, -1)[0].mT + self.hidden_bias}
 
     def scores(
         self, adapted: Adapted, features: Float[Tensor, "*tasks n_query n_features"]
     ) -> Float[Tensor, "*tasks n_query n_way"]:
         """The relation of each query to each class, before the sigmoid."""
-        # The first layer of the concatenated pair is a sum of two, so that no pair is made.
-        of_class, of_query = self.hidden_weight.chunk(2, -1)
-        seen = (adapted["means"] @ of_class.mT).unsqueeze(-3) + (features @ of_query.mT).unsqueeze(-2)
-        return torch.relu(seen + self.hidden_bias) @ self.score_weight + self.score_bias
+        of_query = features @ self.hidden_weight.chunk(2, -1)[1].mT
+        hidden = torch.relu(adapted["hidden"].unsqueeze(-3) + of_query.unsqueeze(-2))
+        return hidden @ self.score_weight + self.score_bias
 
     def loss(
         self, scores: Float[Tensor, "*tasks n_query n_way"], y: Int[Tensor, "*tasks n_query"]
