@@ -24,7 +24,7 @@ from metalstm.data import DATASETS
 from metalstm.learners import LEARNERS
 from metalstm.methods import METHODS
 from metalstm.optimizers import OPTIMIZERS
-from metalstm.settings import NoSettings
+from metalstm.settings import NoSettings, Traits
 
 ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -72,6 +72,21 @@ def test_no_page_loads_anything_from_another_host(site):
 
 def test_equations_are_set_by_the_browser(site):
     assert (site / "docs/meta-lstm.html").read_text("utf-8").count("<math") > 10
+
+
+def test_the_page_of_methods_has_each_and_says_which_are_transductive():
+    text = (ROOT / "docs" / "methods.md").read_text()
+    first_cells = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
+    assert sorted(first_cells) == sorted(METHODS.keys() - {"pixels"})
+    said = re.search(r"^\| (.*) \| all others \|$", text, re.MULTILINE)
+    assert said is not None
+
+    def transductive(name: str, recipe: str) -> bool:
+        settings = METHODS[name].recipe(recipe, Traits(), 1).settings
+        return getattr(settings, "query_norm", None) == "batch"
+
+    assert set(re.findall("`([^`]+)`", said[1])) == {name for name in METHODS if transductive(name, "paper")}
+    assert not any(transductive(name, "best") for name in METHODS)
 
 
 def test_pictures_are_light():

@@ -182,7 +182,7 @@ class OnFixedFeatures(OnFeatures):
             for k, rival in enumerate(rivals):
                 adapted = rival.fit(rival._normalized(support), episode.support)
                 logits = rival.scores(adapted, rival._normalized(query))
-                right[k] += score(logits, episode.query.y)[1].double().cpu()
+                right[k] += (logits.argmax(-1) == episode.query.y).double().mean().cpu()
         best = int(right.argmax())
         values = {name: getattr(rivals[best].settings, name) for name in names}
         percent = 100 * right[best].item() / tuning.search.many
