@@ -300,8 +300,8 @@ def test_what_differs_between_two_runs_is_named():
     one = config_of()
     other = recipes.with_changes(replace(one, seed=3, traits=SIGNS), {"filters": 5, "clip": None, "episodes": 7})
     assert recipes.differences(one, other) == (
-        "traits {'drawing': False, 'mirrors': True, 'rotations': False, 'built_in': False} there, "
-        "{'drawing': True, 'mirrors': False, 'rotations': True, 'built_in': False} now; "
+        "traits {'drawing': False, 'mirrors': True, 'rotations': False, 'centered': False, 'built_in': False} there, "
+        "{'drawing': True, 'mirrors': False, 'rotations': True, 'centered': False, 'built_in': False} now; "
         "seed 0 there, 3 now; filters 32 there, 5 now; clip 0.25 there, None now"
     )
     assert "method 'meta-lstm' there, 'matching-net' now" in recipes.differences(config_of(), config_of("matching-net"))
