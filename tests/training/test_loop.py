@@ -389,7 +389,7 @@ def test_a_run_within_groups_trains_and_validates_within_groups(meta_sets, tmp_p
     own = loop.EpisodeSampler(splits["meta-val"], *task, config.seed, within_group=True)
     expected = evaluate(recipes.build(config), own, 5).mean
     assert checkpoint.load(tmp_path / "run" / "best.safetensors")[1]["meta_val"] == expected
-    sampler = METHODS["meta-lstm"].sampler(splits["meta-train"], config, "cpu")
+    sampler: Any = METHODS["meta-lstm"].sampler(splits["meta-train"], config, "cpu")
     assert all(0 not in sampler.classes(number) for number in range(20)), "one has 1 class, and an episode 2"
 
 
