@@ -36,7 +36,8 @@ def center_ink(image, paper):
     reach = max(abs(np.flatnonzero(line)[[0, -1]] + (0, 1) - at).max() for line, at in zip(lines, middle, strict=True))
     side = max(*image.size, int(np.ceil(2 * reach)) + 1)
     square = Image.new("L", (side, side), paper)
-    square.paste(image, tuple(round(side / 2 - at) for at in middle))
+    left, top = (round(side / 2 - at) for at in middle)
+    square.paste(image, (left, top))
     return square
 
 
