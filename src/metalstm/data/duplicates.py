@@ -11,19 +11,12 @@ from metalstm.data.base import ImagesByClass
 
 
 class Place(NamedTuple):
-    """Where an image is.
+    """Where an image is."""
 
-    Attributes:
-        split: Name of the split.
-        label: Name of the class.
-        number: Its number within the class, from 0, in the order of file names.
-        row: Its row in `ImagesByClass.images`.
-    """
-
-    split: str
-    label: str
-    number: int
-    row: int
+    split: str  # its name
+    label: str  # of the class
+    number: int  # within the class, from 0, in the order of file names
+    row: int  # in `ImagesByClass.images`
 
 
 def across_splits(splits: Mapping[str, ImagesByClass]) -> list[list[Place]]:
