@@ -21,6 +21,8 @@ KERNELS = [
     "block_forward",
     "block_backward",
     "block_double_backward",
+    "first_forward",
+    "first_backward",
     "convolve",
     "convolve_weight",
 ]
@@ -35,7 +37,7 @@ def check_cell() -> None:
 
 
 def check_blocks() -> None:
-    shape = blocks.Shape(2, 1, 3, 16, True, 1e-3, torch.float64)
+    shape = blocks.Shape(3, 2, 3, 16, True, 1e-3, torch.float64)
     check_features(shape, block_inputs(shape, 3, 10, 13))
 
 
@@ -47,9 +49,9 @@ def changed(name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> It
     def changed_call(self: calls.Kernel, **arguments: Any) -> None:
         if self.name == name:
             read = set(self.inputs)
-            if name == "block_forward" and arguments["given"]:
+            if name.endswith("forward") and arguments.get("given"):
                 read |= {"mean", "var"}
-            if name == "block_backward" and not arguments["given"]:
+            if name in ("block_backward", "first_backward") and not arguments["given"]:
                 read |= {"d_mean", "d_var"}
             for output in set(self.shapes) - read:  # through NumPy, which autograd does not see
                 array = arguments[output].detach().numpy()

@@ -14,7 +14,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from metalstm.kernels.convolution import can_convolve, convolve, convolve_weight
-from metalstm.kernels.norm_pool import Block, block_backward, block_double_backward, block_forward
+from metalstm.kernels.norm_pool import (
+    Block,
+    block_backward,
+    block_double_backward,
+    block_forward,
+    first_backward,
+    first_forward,
+)
 
 
 class Shape(NamedTuple):
@@ -135,14 +142,19 @@ class _GivenFeatures(Function):
 # Passes over all blocks. A block convolves x to z, and makes y from z; y is the x of the next block.
 
 
-def _forward(shape: Shape, theta: Tensor, x: Tensor, moments: Tensor, given: bool) -> tuple[Tensor, list[Tensor]]:
+def _forward(
+    shape: Shape, theta: Tensor, x: Tensor, moments: Tensor, given: bool
+) -> tuple[Tensor, list[Tensor | None]]:
     """The last y, and for each block x and the tensors of `Block` but gamma: six."""
-    saved = []
+    saved: list[Tensor | None] = []
     pairs = moments.view(shape.n_blocks, 2, -1)
     for k, (weight, bias, gamma, beta) in enumerate(shape.parts(theta)):
-        z = _convolve(x, weight, bias)
-        y, block = block_forward(z, gamma, beta, pairs[k], shape.eps, given, shape.pool(k))
-        saved += [x, z, block.mean, block.rstd, block.pooled, block.chosen]
+        if _is_fused(shape, k):
+            y, block = first_forward(x, weight, bias, gamma, beta, pairs[k], shape.eps, given)
+        else:
+            z = _convolve(x, weight, bias)
+            y, block = block_forward(z, gamma, beta, pairs[k], shape.eps, given, shape.pool(k))
+        saved += [x, block.z, block.mean, block.rstd, block.pooled, block.chosen]
         x = y
     return x, saved
 
@@ -151,27 +163,33 @@ _SAVED = 6  # tensors per block
 
 
 def _backward(
-    shape: Shape, theta: Tensor, saved: list[Tensor], d_y: Tensor, d_moments: Tensor, given: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """d_theta, and for each block d_y and d_z."""
+    shape: Shape, theta: Tensor, saved: list[Any], d_y: Tensor, d_moments: Tensor, given: bool
+) -> tuple[Tensor, list[Tensor | None]]:
+    """d_theta, and for each block d_y and d_z, which a fused block does not keep."""
     d_theta = torch.empty_like(theta)
     parts, d_parts, pairs = shape.parts(theta), shape.parts(d_theta), d_moments.view(shape.n_blocks, 2, -1)
-    gradients = []
+    gradients: list[Tensor | None] = []
     d_y = d_y.contiguous(memory_format=torch.channels_last)
     for k in reversed(range(shape.n_blocks)):
-        (x, block), (weight, _, _, _) = _block(shape, parts, saved, k), parts[k]
+        (x, block), (weight, bias, _, _) = _block(shape, parts, saved, k), parts[k]
         d_weight, d_bias, d_gamma, d_beta = d_parts[k]
-        d_z = block_backward(block, d_y, d_gamma, d_beta, pairs[k], given)
-        gradients = [d_y, d_z, *gradients]
-        d_y = _convolve_backward(d_z, x, weight, k > 0, d_weight, d_bias)  # (46) to (48)
+        if _is_fused(shape, k):
+            first_backward(block, x, weight, bias, d_y, d_weight, d_gamma, d_beta, pairs[k], given)
+            if d_bias is not None:  # (47), by (28) or (30)
+                d_bias.copy_(-pairs[k][0] if given else pairs[k][0])
+            gradients = [d_y, None, *gradients]
+        else:
+            d_z = block_backward(block, d_y, d_gamma, d_beta, pairs[k], given)
+            gradients = [d_y, d_z, *gradients]
+            d_y = _convolve_backward(d_z, x, weight, k > 0, d_weight, d_bias)  # (46) to (48)
     return d_theta, gradients
 
 
 def _double_backward(
     shape: Shape,
     theta: Tensor,
-    saved: list[Tensor],
-    gradients: list[Tensor],
+    saved: list[Any],
+    gradients: list[Any],
     d_moments: Tensor,
     v_theta: Tensor,
     given: bool,
@@ -184,11 +202,15 @@ def _double_backward(
     g_theta, v_moments = torch.empty_like(theta), torch.empty_like(d_moments)
     parts, v_parts, g_parts = shape.parts(theta), shape.parts(v_theta), shape.parts(g_theta)
     d_pairs, v_pairs = d_moments.view(n, 2, -1), v_moments.view(n, 2, -1)
+    each = [_block(shape, parts, saved, k) for k in range(n)]
+    if _is_fused(shape, 0):
+        x, block = each[0]
+        each[0] = x, block._replace(z=_convolve(x, *parts[0][:2]))
     v_xs: list[Tensor | None] = []
     g_zs = []
     v_x = None  # images have no gradient
     for k in range(n):
-        (x, block), (weight, _, _, _), d_y = _block(shape, parts, saved, k), parts[k], gradients[2 * k]
+        (x, block), weight, d_y = each[k], parts[k][0], gradients[2 * k]
         v_weight, v_bias, v_gamma, v_beta = v_parts[k]
         v_z = _convolve(x, v_weight, v_bias)  # (50)
         if v_x is not None:
@@ -201,12 +223,7 @@ def _double_backward(
     g_y = None
     zeros = torch.zeros_like(d_pairs[0])
     for k in reversed(range(n)):
-        (x, block), (weight, _, _, _), g_z, d_z = (
-            _block(shape, parts, saved, k),
-            parts[k],
-            g_zs[k],
-            gradients[2 * k + 1],
-        )
+        (x, block), weight, g_z, d_z = each[k], parts[k][0], g_zs[k], gradients[2 * k + 1]
         g_weight, g_bias, g_gamma, g_beta = g_parts[k]
         if g_y is None:
             g_beta.zero_()
@@ -224,7 +241,15 @@ def _double_backward(
     return v_x, v_moments, g_theta
 
 
-def _block(shape: Shape, parts: list[Any], saved: list[Tensor], k: int) -> tuple[Tensor, Block]:
+def _is_fused(shape: Shape, k: int) -> bool:
+    """Whether a block is computed by `first_forward` and `first_backward`.
+
+    PyTorch's convolution of images in bfloat16 is so fast that this does not pay there.
+    """
+    return k == 0 and shape.channels < 16 and shape.pool(k) == 2 and shape.dtype != torch.bfloat16
+
+
+def _block(shape: Shape, parts: list[Any], saved: list[Any], k: int) -> tuple[Tensor, Block]:
     x, z, mean, rstd, pooled, chosen = saved[_SAVED * k : _SAVED * (k + 1)]
     return x, Block(z, parts[k][2], mean, rstd, pooled, chosen, shape.pool(k))
 

@@ -10,7 +10,11 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #else
@@ -57,10 +61,14 @@ inline bytes load(const uint8_t* p) { bytes v; std::memcpy(&v, p, sizeof v); ret
 inline void store(float* p, floats v) { std::memcpy(p, &v, sizeof v); }
 inline void store(double* p, doubles v) { std::memcpy(p, &v, sizeof v); }
 inline void store(bfloat16* p, floats v) {  // rounds to the nearest, ties to even
+#ifdef __AVX512BF16__
+    const __m256bh half = _mm512_cvtneps_pbh(cast<__m512>(v));
+#else
     words bits = cast<words>(v);
     bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     bits = v == v ? bits : words{} + 0x7fc0;
     const halves half = __builtin_convertvector(bits, halves);
+#endif
     std::memcpy(p, &half, sizeof half);
 }
 inline void store(uint8_t* p, bytes v) { std::memcpy(p, &v, sizeof v); }
@@ -120,10 +128,10 @@ inline doubles log_of(doubles x) {
 // fields the code below uses by name, and a text, which calls.py reads. calls.py takes the arguments by name, checks
 // the type, shape and memory layout of each array, and fills the struct.
 //
-// T is the type of the cell's numbers: float or double. S is the type in which images are stored, also bfloat16, and N
-// that of their arithmetic. `const T*` is an input. `T*` is an output, or an input where a comment says so. The names
-// in a shape are sizes, which are fields too; `tasks` stands for any number of dimensions. Arrays are contiguous.
-// Images are so in the order n, height, width, channels, which PyTorch calls channels-last.
+// T is the type of the numbers of the cell and of the first block: float or double. S is the type in which images are
+// stored, also bfloat16, and N that of their arithmetic. `const T*` is an input. `T*` is an output, or an input where a
+// comment says so. The names in a shape are sizes, which are fields too; `tasks` stands for any number of dimensions.
+// Arrays are contiguous. Images are so in the order n, height, width, channels, which PyTorch calls channels-last.
 
 #define DECLARE(type, name, shape) type name;
 #define DESCRIBE(type, name, shape) #type ";" #name ";" shape "\n"
@@ -186,8 +194,18 @@ inline doubles log_of(doubles x) {
     FIELD(int64_t, width, "") \
     FIELD(int64_t, channels, "") \
     FIELD(int64_t, pool, "") /* side of the windows of the max-pool, 1 or 2 */ \
-    FIELD(int64_t, given, "") /* whether the moments are inputs of the forward pass */ \
+    FIELD(int64_t, given, "") /* whether the moments are inputs of the forward pass */
+
+#define BLOCK(FIELD) \
     FIELD(const S*, z, "channels_last: n, channels, height, width") \
+    FIELD(const N*, gamma, "channels")
+
+// The first block has its convolution's inputs in place of z.
+#define FIRST(FIELD) \
+    FIELD(int64_t, inputs, "") /* channels of x */ \
+    FIELD(const T*, x, "channels_last: n, inputs, height, width") \
+    FIELD(const N*, weight, "9*inputs, channels") \
+    FIELD(const N*, bias, "channels") \
     FIELD(const N*, gamma, "channels")
 
 #define BLOCK_FORWARD(FIELD) \
@@ -200,7 +218,7 @@ inline doubles log_of(doubles x) {
     FIELD(uint8_t*, chosen, "channels_last: n, channels, height//pool, width//pool") \
     FIELD(S*, y, "channels_last: n, channels, height//pool, width//pool")
 
-// What the forward pass saves beside z and gamma.
+// What the forward pass saves beside its inputs.
 #define SAVED(FIELD) \
     FIELD(const N*, mean, "channels") \
     FIELD(const N*, rstd, "channels") \
@@ -211,9 +229,11 @@ inline doubles log_of(doubles x) {
     FIELD(const S*, d_y, "channels_last: n, channels, height//pool, width//pool") \
     FIELD(N*, d_mean, "channels") /* input unless given */ \
     FIELD(N*, d_var, "channels")  /* input unless given */ \
-    FIELD(S*, d_z, "channels_last: n, channels, height, width") \
     FIELD(N*, d_gamma, "channels") \
     FIELD(N*, d_beta, "channels")
+
+#define D_Z(FIELD) FIELD(S*, d_z, "channels_last: n, channels, height, width")
+#define D_WEIGHT(FIELD) FIELD(N*, d_weight, "9*inputs, channels")
 
 #define BLOCK_DOUBLE_BACKWARD(FIELD) \
     FIELD(const S*, d_y, "channels_last: n, channels, height//pool, width//pool") \
@@ -248,28 +268,47 @@ template <class T> struct Cell { CELL(DECLARE) };
 template <class T> struct CellForward { Cell<T> cell; CELL_FORWARD(DECLARE) };
 template <class T> struct CellBackward { Cell<T> cell; CELL_BACKWARD(DECLARE) };
 
-template <class S> struct Images {
-    using N = typename Traits<S>::Number;
+struct Images {
     IMAGES(DECLARE)
-    N pixels() const { return N(n * height * width); }
+    int64_t pixels() const { return n * height * width; }
     int64_t rows() const { return n * (height / pool); }  // of the pooled images
 };
 template <class S> struct BlockForward {
     using N = typename Traits<S>::Number;
-    Images<S> images;
+    Images images;
+    BLOCK(DECLARE)
     BLOCK_FORWARD(DECLARE)
 };
 template <class S> struct BlockBackward {
     using N = typename Traits<S>::Number;
-    Images<S> images;
+    Images images;
+    BLOCK(DECLARE)
     SAVED(DECLARE)
     BLOCK_BACKWARD(DECLARE)
+    D_Z(DECLARE)
 };
 template <class S> struct BlockDoubleBackward {
     using N = typename Traits<S>::Number;
-    Images<S> images;
+    Images images;
+    BLOCK(DECLARE)
     SAVED(DECLARE)
     BLOCK_DOUBLE_BACKWARD(DECLARE)
+};
+template <class T> struct FirstForward {
+    using S = T;
+    using N = T;
+    Images images;
+    FIRST(DECLARE)
+    BLOCK_FORWARD(DECLARE)
+};
+template <class T> struct FirstBackward {
+    using S = T;
+    using N = T;
+    Images images;
+    FIRST(DECLARE)
+    SAVED(DECLARE)
+    BLOCK_BACKWARD(DECLARE)
+    D_WEIGHT(DECLARE)
 };
 template <class S> struct Convolve {
     using N = typename Traits<S>::Number;
@@ -289,21 +328,32 @@ template <class S> struct ConvolveWeight {
 const char ARGUMENTS[] =
     "cell_forward\n" CELL(DESCRIBE) CELL_FORWARD(DESCRIBE)
     "cell_backward\n" CELL(DESCRIBE) CELL_BACKWARD(DESCRIBE)
-    "block_forward\n" IMAGES(DESCRIBE) BLOCK_FORWARD(DESCRIBE)
-    "block_backward\n" IMAGES(DESCRIBE) SAVED(DESCRIBE) BLOCK_BACKWARD(DESCRIBE)
-    "block_double_backward\n" IMAGES(DESCRIBE) SAVED(DESCRIBE) BLOCK_DOUBLE_BACKWARD(DESCRIBE)
+    "block_forward\n" IMAGES(DESCRIBE) BLOCK(DESCRIBE) BLOCK_FORWARD(DESCRIBE)
+    "block_backward\n" IMAGES(DESCRIBE) BLOCK(DESCRIBE) SAVED(DESCRIBE) BLOCK_BACKWARD(DESCRIBE) D_Z(DESCRIBE)
+    "block_double_backward\n" IMAGES(DESCRIBE) BLOCK(DESCRIBE) SAVED(DESCRIBE) BLOCK_DOUBLE_BACKWARD(DESCRIBE)
+    "first_forward\n" IMAGES(DESCRIBE) FIRST(DESCRIBE) BLOCK_FORWARD(DESCRIBE)
+    "first_backward\n" IMAGES(DESCRIBE) FIRST(DESCRIBE) SAVED(DESCRIBE) BLOCK_BACKWARD(DESCRIBE) D_WEIGHT(DESCRIBE)
     "convolve\n" CONVOLVE(DESCRIBE) CONVOLVE_FORWARD(DESCRIBE)
     "convolve_weight\n" CONVOLVE(DESCRIBE) CONVOLVE_WEIGHT(DESCRIBE);
 
 // calls.py writes every field in 8 bytes.
 static_assert(sizeof(CellForward<float>) == 8 * (0 CELL(COUNT) CELL_FORWARD(COUNT)), "no gaps");
 static_assert(sizeof(CellBackward<float>) == 8 * (0 CELL(COUNT) CELL_BACKWARD(COUNT)), "no gaps");
-static_assert(sizeof(BlockForward<float>) == 8 * (0 IMAGES(COUNT) BLOCK_FORWARD(COUNT)), "no gaps");
-static_assert(sizeof(BlockBackward<float>) == 8 * (0 IMAGES(COUNT) SAVED(COUNT) BLOCK_BACKWARD(COUNT)), "no gaps");
+static_assert(sizeof(BlockForward<float>) == 8 * (0 IMAGES(COUNT) BLOCK(COUNT) BLOCK_FORWARD(COUNT)), "no gaps");
 static_assert(
-    sizeof(BlockDoubleBackward<float>) == 8 * (0 IMAGES(COUNT) SAVED(COUNT) BLOCK_DOUBLE_BACKWARD(COUNT)), "no gaps"
+    sizeof(BlockBackward<float>) == 8 * (0 IMAGES(COUNT) BLOCK(COUNT) SAVED(COUNT) BLOCK_BACKWARD(COUNT) D_Z(COUNT)),
+    "no gaps"
 );
-
+static_assert(
+    sizeof(BlockDoubleBackward<float>) == 8 * (0 IMAGES(COUNT) BLOCK(COUNT) SAVED(COUNT) BLOCK_DOUBLE_BACKWARD(COUNT)),
+    "no gaps"
+);
+static_assert(sizeof(FirstForward<float>) == 8 * (0 IMAGES(COUNT) FIRST(COUNT) BLOCK_FORWARD(COUNT)), "no gaps");
+static_assert(
+    sizeof(FirstBackward<float>)
+        == 8 * (0 IMAGES(COUNT) FIRST(COUNT) SAVED(COUNT) BLOCK_BACKWARD(COUNT) D_WEIGHT(COUNT)),
+    "no gaps"
+);
 static_assert(sizeof(ConvolveForward<float>) == 8 * (0 CONVOLVE(COUNT) CONVOLVE_FORWARD(COUNT)), "no gaps");
 static_assert(sizeof(ConvolveWeight<float>) == 8 * (0 CONVOLVE(COUNT) CONVOLVE_WEIGHT(COUNT)), "no gaps");
 
@@ -313,7 +363,7 @@ constexpr int WIDTH = 8;              // vectors in a block of coordinates
 constexpr int BLOCK = WIDTH * LANES;  // coordinates in it
 constexpr int TILE = 4;               // rows of the register tiles of the matrix products
 
-inline int padded(int rows) { return (rows + TILE - 1) / TILE * TILE; }
+inline int64_t padded(int64_t rows) { return (rows + TILE - 1) / TILE * TILE; }
 
 // out (rows, BLOCK) = a (rows, depth; row stride a_stride) @ b (depth, BLOCK). b and out are arrays of pointers to
 // rows. `rows` is a multiple of TILE.
@@ -422,7 +472,7 @@ template <class T> class CellBlock {
 
   public:
     explicit CellBlock(const Cell<T>& cell)
-        : cell(cell), H(int(cell.hidden)), depth(H + 3), columns(padded(depth)), p(T(cell.scale)),
+        : cell(cell), H(int(cell.hidden)), depth(H + 3), columns(int(padded(depth))), p(T(cell.scale)),
           weight(4 * H * columns), transposed(columns * 4 * H), in(columns * BLOCK), gate(4 * H * BLOCK),
           copies((2 * H + 24) * BLOCK), in_rows(columns), gate_rows(4 * H), gate_places(4 * H), out_rows(columns),
           d_weight(4 * H * columns * LANES), d_gates(2 * (H + 3) * LANES), threshold(std::exp(-p)),
@@ -675,26 +725,26 @@ template <class T> void cell_backward(const CellBackward<T>& args, int threads) 
 constexpr uint8_t DEAD = 4;
 constexpr int64_t CHUNK = 128;  // pixels, few enough for the first-level cache
 
-// Visits the pixels of pooled rows begin..end, LANES channels at a time. Calls window(pixels, pooled, channel) for each
-// window: the offsets of its pixels, the offset of the pooled pixel, and the first channel. Calls rest(pixel, channel)
-// for pixels that no window covers.
-template <int SIDE, class S, class Window, class Rest>
-void visit(const Images<S>& images, int64_t begin, int64_t end, Window window, Rest rest) {
+// Visits the pixels of pooled rows begin..end, LANES channels at a time. at(channel) returns two functions for the LANES
+// channels from this one: window(pixels, pooled) is called for each window, with the offsets of its pixels and of the
+// pooled pixel, and rest(pixel) for pixels that no window covers.
+template <int SIDE, class At> void visit(const Images& images, int64_t begin, int64_t end, At at) {
     const int64_t channels = images.channels, width = images.width, stride = width * channels;
     const int64_t down = images.height / SIDE, across = width / SIDE;
     for (int64_t row = begin; row < end; row++) {
         const int64_t top = (row / down * images.height + SIDE * (row % down)) * stride;
-        for (int64_t column = 0; column < across; column++)
-            for (int64_t c = 0; c < channels; c += LANES) {
-                int64_t at[SIDE * SIDE];
+        for (int64_t c = 0; c < channels; c += LANES) {
+            const auto [window, rest] = at(c);
+            for (int64_t column = 0; column < across; column++) {
+                int64_t pixels[SIDE * SIDE];
                 for (int k = 0; k < SIDE * SIDE; k++)
-                    at[k] = top + k / SIDE * stride + (SIDE * column + k % SIDE) * channels + c;
-                window(at, (row * across + column) * channels + c, c);
+                    pixels[k] = top + k / SIDE * stride + (SIDE * column + k % SIDE) * channels + c;
+                window(pixels, (row * across + column) * channels + c);
             }
-        const bool last = images.height % SIDE && row % down == down - 1;
-        for (int64_t c = 0; c < channels && width % SIDE; c += LANES)
-            for (int k = 1; k <= SIDE; k++) rest(top + k * stride - channels + c, c);
-        for (int64_t at = 0; at < stride && last; at += LANES) rest(top + SIDE * stride + at, at % channels);
+            for (int k = 1; k <= SIDE && width % SIDE; k++) rest(top + k * stride - channels + c);
+            if (images.height % SIDE && row % down == down - 1)
+                for (int64_t pixel = 0; pixel < stride; pixel += channels) rest(top + SIDE * stride + pixel + c);
+        }
     }
 }
 
@@ -712,120 +762,184 @@ template <class Body> std::vector<double> summed(int64_t size, int64_t items, in
 
 template <class V> void add(double* sums, V v) { store(sums, load(sums) + __builtin_convertvector(v, doubles)); }
 
-template <class S, class N = typename Traits<S>::Number>
-void moments(const S* all, int64_t pixels, int64_t C, N* mean, N* var, int threads) {
-    using V = typename Traits<S>::Vector;
-    // (21). Each thread has a count, and for each channel a mean and a sum of squared deviations; (22) joins them.
-    std::vector<double> parts(threads * (1 + 2 * C));
-    auto join = [C](double* to, double count, int64_t c, double mean, double squares) {
-        const double both = *to + count, delta = mean - to[1 + c];
-        to[1 + c] += delta * count / both;
-        to[1 + C + c] += squares + delta * delta * *to * count / both;
-    };
-    #pragma omp parallel num_threads(threads)
-    {
-        const int64_t me = omp_get_thread_num(), team = omp_get_num_threads(), chunks = (pixels + CHUNK - 1) / CHUNK;
-        double* mine = &parts[me * (1 + 2 * C)];
-        for (int64_t chunk = chunks * me / team; chunk < chunks * (me + 1) / team; chunk++) {
-            const int64_t first = chunk * CHUNK, count = std::min(CHUNK, pixels - first);
-            for (int64_t c = 0; c < C; c += LANES) {
-                const S* x = all + first * C + c;
-                V total = {}, squares = {};
-                for (int64_t p = 0; p < count; p++) total += load(x + p * C);
-                const V center = total / N(count);
-                for (int64_t p = 0; p < count; p++) squares += (load(x + p * C) - center) * (load(x + p * C) - center);
-                for (int lane = 0; lane < LANES; lane++) join(mine, count, c + lane, center[lane], squares[lane]);
+// Of each channel, the mean and the sum of squared deviations, (21); of parts that (22) joins.
+class Moments {
+    double count = 0;
+    std::vector<double> mean, squares;
+
+    void join(int64_t c, double more, doubles more_mean, doubles more_squares) {
+        const double both = count + more;
+        const doubles delta = more_mean - load(&mean[c]);
+        store(&mean[c], load(&mean[c]) + delta * (more / both));
+        store(&squares[c], load(&squares[c]) + more_squares + delta * delta * (count * more / both));
+    }
+
+  public:
+    explicit Moments(int64_t channels) : mean(channels), squares(channels) {}
+
+    template <class S> void add(const S* pixels, int64_t n) {
+        using N = typename Traits<S>::Number;
+        using V = typename Traits<S>::Vector;
+        const int64_t channels = int64_t(mean.size());
+        for (int64_t c = 0; c < channels; c += LANES) {
+            V total = {}, deviations = {};
+            for (int64_t p = 0; p < n; p++) total += load(pixels + p * channels + c);
+            const V center = total / N(n);
+            for (int64_t p = 0; p < n; p++) {
+                const V deviation = load(pixels + p * channels + c) - center;
+                deviations += deviation * deviation;
             }
-            *mine += count;
+            join(c, double(n), __builtin_convertvector(center, doubles), __builtin_convertvector(deviations, doubles));
+        }
+        count += double(n);
+    }
+    // Those of all threads, in parts[0].
+    static void join(std::vector<Moments>& parts) {
+        for (size_t k = 1; k < parts.size(); k++) {
+            if (parts[k].count == 0) continue;
+            for (size_t c = 0; c < parts[k].mean.size(); c += LANES)
+                parts[0].join(int64_t(c), parts[k].count, load(&parts[k].mean[c]), load(&parts[k].squares[c]));
+            parts[0].count += parts[k].count;
         }
     }
-    for (int thread = 1; thread < threads; thread++) {
-        const double* part = &parts[thread * (1 + 2 * C)];
-        if (*part == 0) continue;
-        for (int64_t c = 0; c < C; c++) join(&parts[0], *part, c, part[1 + c], part[1 + C + c]);
-        parts[0] += *part;
+    template <class N> void write(N* to_mean, N* to_var) const {
+        for (size_t c = 0; c < mean.size(); c++) {
+            to_mean[c] = N(mean[c]);
+            to_var[c] = N(squares[c] / count);
+        }
     }
-    for (int64_t c = 0; c < C; c++) {
-        mean[c] = parts[1 + c];
-        var[c] = parts[1 + C + c] / pixels;
+};
+
+// The chosen pixel of a window, (23), and its number.
+template <int SIDE, class S, class V, class I>
+inline void choose(const S* z, const int64_t* pixels, V sign, V& taken, I& which) {
+    taken = load(z + pixels[0]);
+    which = I{};
+    for (int k = 1; k < SIDE * SIDE; k++) {
+        const V other = load(z + pixels[k]);
+        const I more = sign * other > sign * taken;
+        taken = more ? other : taken;
+        which = more ? I{} + k : which;
     }
+}
+template <class V> inline V sign_of(V gamma) { return gamma > 0 ? V{} + 1 : gamma < 0 ? V{} - 1 : V{}; }
+
+const auto nothing = [](int64_t) {};
+
+// (24), for the LANES channels from c on: a function of the offset, the chosen pixels, and their numbers.
+template <class V, class I, class Args> auto finish(const Args& args, int64_t c) {
+    const V mean = load(args.mean + c), rstd = load(args.rstd + c), gamma = load(args.gamma + c), beta = load(args.beta + c);
+    return [=, &args](int64_t to, V taken, I which) {
+        const V pooled = (taken - mean) * rstd, out = gamma * pooled + beta;
+        const I dead = out <= 0;
+        store(args.y + to, dead ? V{} : out);
+        store(args.pooled + to, pooled);
+        store(args.chosen + to, __builtin_convertvector(dead ? which + DEAD : which, bytes));
+    };
+}
+
+template <class Args> void write_rstd(const Args& args) {
+    for (int64_t c = 0; c < args.images.channels; c++)
+        args.rstd[c] = 1 / std::sqrt(args.var[c] + decltype(*args.rstd + 0)(args.eps));
 }
 
 template <int SIDE, class S> void block_forward(const BlockForward<S>& args, int threads) {
-    using N = typename Traits<S>::Number;
     using V = typename Traits<S>::Vector;
     using I = typename Traits<S>::Integers;
-    const Images<S>& images = args.images;
-    const int64_t C = images.channels;
-    if (!images.given) moments(images.z, images.n * images.height * images.width, C, args.mean, args.var, threads);
-    for (int64_t c = 0; c < C; c++) args.rstd[c] = 1 / std::sqrt(args.var[c] + N(args.eps));
-    const int64_t rows = images.rows();
+    const Images& images = args.images;
+    const int64_t C = images.channels, pixels = images.pixels(), rows = images.rows();
+    if (!images.given) {
+        std::vector<Moments> parts(threads, Moments(C));
+        #pragma omp parallel for schedule(static) num_threads(threads)
+        for (int64_t first = 0; first < pixels; first += CHUNK)
+            parts[omp_get_thread_num()].add(args.z + first * C, std::min(CHUNK, pixels - first));
+        Moments::join(parts);
+        parts[0].write(args.mean, args.var);
+    }
+    write_rstd(args);
     #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; row++)
-        visit<SIDE>(images, row, row + 1, [&](const int64_t* at, int64_t to, int64_t c) {
-            const V gamma = load(images.gamma + c), sign = gamma > 0 ? V{} + 1 : gamma < 0 ? V{} - 1 : V{};
-            V taken = load(images.z + at[0]);
-            I which = {};
-            for (int k = 1; k < SIDE * SIDE; k++) {
-                const V z = load(images.z + at[k]);
-                const I more = sign * z > sign * taken;
-                taken = more ? z : taken;
-                which = more ? I{} + k : which;
-            }
-            taken = (taken - load(args.mean + c)) * load(args.rstd + c);
-            const V out = gamma * taken + load(args.beta + c);  // (24)
-            const I dead = out <= 0;
-            store(args.y + to, dead ? V{} : out);
-            store(args.pooled + to, taken);
-            store(args.chosen + to, __builtin_convertvector(dead ? which + DEAD : which, bytes));
-        }, [](int64_t, int64_t) {});
+        visit<SIDE>(images, row, row + 1, [&](int64_t c) {
+            return std::make_pair([&, sign = sign_of(load(args.gamma + c)), finished = finish<V, I>(args, c)](
+                const int64_t* pixels, int64_t to
+            ) {
+                V taken;
+                I which;
+                choose<SIDE>(args.z, pixels, sign, taken, which);
+                finished(to, taken, which);
+            }, nothing);
+        });
 }
 
-template <int SIDE, class S> void block_backward(const BlockBackward<S>& args, int threads) {
-    using N = typename Traits<S>::Number;
+// d_z = scale d - constant - slope (z - mean), (31)
+template <class N> struct Line { std::vector<N> scale, constant, slope; };
+
+// The line, and the gradients that are sums.
+template <class S, class Args, class N = typename Traits<S>::Number> Line<N> line_of(const Args& args, int threads) {
     using V = typename Traits<S>::Vector;
     using I = typename Traits<S>::Integers;
-    const Images<S>& images = args.images;
-    const int64_t C = images.channels, rows = images.rows(), row_size = images.width / SIDE * C;
+    const Images& images = args.images;
+    const int64_t C = images.channels, rows = images.rows(), row_size = images.width / images.pool * C;
     const std::vector<double> sums = summed(2 * C, rows, threads, [&](int64_t begin, int64_t end, double* to) {
-        for (int64_t at = begin * row_size, c = 0; at < end * row_size; at += LANES, c = c + LANES == C ? 0 : c + LANES) {
-            const V d = __builtin_convertvector(load(args.chosen + at), I) < DEAD ? load(args.d_y + at) : V{};
-            add(to + c, d);
-            add(to + C + c, d * load(args.pooled + at));
-        }
+        for (int64_t row = begin; row < end; row++)
+            for (int64_t c = 0; c < C; c += LANES) {
+                V total = {}, with_pooled = {};
+                for (int64_t at = row * row_size + c; at < (row + 1) * row_size; at += C) {
+                    const V d = __builtin_convertvector(load(args.chosen + at), I) < DEAD ? load(args.d_y + at) : V{};
+                    total += d;
+                    with_pooled += d * load(args.pooled + at);
+                }
+                add(to + c, total);
+                add(to + C + c, with_pooled);
+            }
     });
-    std::vector<N> scale(C), constant(C), slope(C);  // d_z = scale * d - constant - slope * (z - mean)
+    Line<N> line{std::vector<N>(C), std::vector<N>(C), std::vector<N>(C)};
     for (int64_t c = 0; c < C; c++) {
-        const N d = sums[c], d_pooled = sums[C + c];
-        scale[c] = images.gamma[c] * args.rstd[c];
+        const N d = sums[c], d_pooled = sums[C + c], pixels = images.pixels(), scale = args.gamma[c] * args.rstd[c];
+        line.scale[c] = scale;
         args.d_beta[c] = d;  // (26)
         args.d_gamma[c] = d_pooled;
         if (images.given) {
-            args.d_mean[c] = -scale[c] * d;  // (28)
-            args.d_var[c] = -scale[c] * args.rstd[c] * d_pooled / 2;
+            args.d_mean[c] = -scale * d;  // (28)
+            args.d_var[c] = -scale * args.rstd[c] * d_pooled / 2;
         } else {
-            constant[c] = (scale[c] * d - args.d_mean[c]) / images.pixels();  // (31)
-            slope[c] = (scale[c] * args.rstd[c] * d_pooled - 2 * args.d_var[c]) / images.pixels();
+            line.constant[c] = (scale * d - args.d_mean[c]) / pixels;
+            line.slope[c] = (scale * args.rstd[c] * d_pooled - 2 * args.d_var[c]) / pixels;
         }
     }
-    #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        auto base = [&](int64_t at, int64_t c) {
-            return (load(args.mean + c) - load(images.z + at)) * load(&slope[c]) - load(&constant[c]);
+    return line;
+}
+
+// d_z of a row of windows, whose pooled pixels begin at `first`; it may be written over z.
+template <int SIDE, class Args, class N, class S>
+void put_d_z(const Args& args, const Line<N>& line, const Images& images, int64_t row, int64_t first, const S* z, S* d_z) {
+    using V = typename Traits<N>::Vector;
+    using I = typename Traits<N>::Integers;
+    visit<SIDE>(images, row, row + 1, [&](int64_t c) {
+        const V mean = load(args.mean + c), scale = load(&line.scale[c]);
+        const auto base = [=, slope = load(&line.slope[c]), constant = load(&line.constant[c])](int64_t pixel) {
+            return (mean - load(z + pixel)) * slope - constant;
         };
-        visit<SIDE>(images, row, row + 1, [&](const int64_t* at, int64_t from, int64_t c) {
-            const I which = __builtin_convertvector(load(args.chosen + from), I);
-            const V d = load(&scale[c]) * load(args.d_y + from);
-            for (int k = 0; k < SIDE * SIDE; k++) store(args.d_z + at[k], base(at[k], c) + (which == k ? d : V{}));
-        }, [&](int64_t at, int64_t c) { store(args.d_z + at, base(at, c)); });
-    }
+        return std::make_pair([=, &args](const int64_t* pixels, int64_t from) {
+            const I which = __builtin_convertvector(load(args.chosen + first + from), I);
+            const V d = scale * load(args.d_y + first + from);
+            for (int k = 0; k < SIDE * SIDE; k++) store(d_z + pixels[k], base(pixels[k]) + (which == k ? d : V{}));
+        }, [=](int64_t pixel) { store(d_z + pixel, base(pixel)); });
+    });
+}
+
+template <int SIDE, class S> void block_backward(const BlockBackward<S>& args, int threads) {
+    const auto line = line_of<S>(args, threads);
+    #pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < args.images.rows(); row++)
+        put_d_z<SIDE>(args, line, args.images, row, 0, args.z, args.d_z);
 }
 
 template <int SIDE, class S> void block_double_backward(const BlockDoubleBackward<S>& args, int threads) {
     using N = typename Traits<S>::Number;
     using V = typename Traits<S>::Vector;
     using I = typename Traits<S>::Integers;
-    const Images<S>& images = args.images;
+    const Images& images = args.images;
     const int64_t C = images.channels, rows = images.rows();
     auto chosen = [](I which, const V* a) {
         V taken = {};
@@ -834,29 +948,32 @@ template <int SIDE, class S> void block_double_backward(const BlockDoubleBackwar
     };
     // Sums of d, d * normalized, v_z, v_z * (z - mean), v_z * d, for (34)
     const std::vector<double> sums = summed(5 * C, rows, threads, [&](int64_t begin, int64_t end, double* to) {
-        visit<SIDE>(images, begin, end, [&](const int64_t* at, int64_t from, int64_t c) {
-            const I which = __builtin_convertvector(load(args.chosen + from), I);
-            const V d = which < DEAD ? load(args.d_y + from) : V{}, mean = load(args.mean + c);
-            V all[SIDE * SIDE], total = {}, product = {};
-            for (int k = 0; k < SIDE * SIDE; k++) {
-                all[k] = load(args.v_z + at[k]);
-                total += all[k];
-                product += all[k] * (load(images.z + at[k]) - mean);
-            }
-            add(to + c, d);
-            add(to + C + c, d * load(args.pooled + from));
-            add(to + 2 * C + c, total);
-            add(to + 3 * C + c, product);
-            add(to + 4 * C + c, d * chosen(which, all));
-        }, [&](int64_t at, int64_t c) {
-            add(to + 2 * C + c, load(args.v_z + at));
-            add(to + 3 * C + c, load(args.v_z + at) * (load(images.z + at) - load(args.mean + c)));
+        visit<SIDE>(images, begin, end, [&](int64_t c) {
+            const V mean = load(args.mean + c);
+            return std::make_pair([=, &args](const int64_t* pixels, int64_t from) {
+                const I which = __builtin_convertvector(load(args.chosen + from), I);
+                const V d = which < DEAD ? load(args.d_y + from) : V{};
+                V all[SIDE * SIDE], total = {}, product = {};
+                for (int k = 0; k < SIDE * SIDE; k++) {
+                    all[k] = load(args.v_z + pixels[k]);
+                    total += all[k];
+                    product += all[k] * (load(args.z + pixels[k]) - mean);
+                }
+                add(to + c, d);
+                add(to + C + c, d * load(args.pooled + from));
+                add(to + 2 * C + c, total);
+                add(to + 3 * C + c, product);
+                add(to + 4 * C + c, d * chosen(which, all));
+            }, [=, &args](int64_t pixel) {
+                add(to + 2 * C + c, load(args.v_z + pixel));
+                add(to + 3 * C + c, load(args.v_z + pixel) * (load(args.z + pixel) - mean));
+            });
         });
     });
     // g_z = constant + slope (z - mean) + by_u v_z + by_d d, and v_y = at_d + scale v_z + at_pooled * pooled
     std::vector<N> constant(C), slope(C), by_u(C), by_d(C), scale(C), at_d(C), at_pooled(C);
     for (int64_t c = 0; c < C; c++) {
-        const double M = images.pixels(), r = args.rstd[c], g = images.gamma[c];
+        const double M = images.pixels(), r = args.rstd[c], g = args.gamma[c];
         if (images.given) {  // (42) to (44)
             by_d[c] = args.v_gamma[c] * r;
             scale[c] = g * r;
@@ -879,24 +996,25 @@ template <int SIDE, class S> void block_double_backward(const BlockDoubleBackwar
         args.v_var[c] = 2 * A / r;
     }
     #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        auto base = [&](int64_t at, int64_t c, V u) {
-            const V centered = load(images.z + at) - load(args.mean + c);
-            return load(&constant[c]) + centered * load(&slope[c]) + u * load(&by_u[c]);
-        };
-        visit<SIDE>(images, row, row + 1, [&](const int64_t* at, int64_t from, int64_t c) {
-            const I which = __builtin_convertvector(load(args.chosen + from), I);
-            const V d = load(&by_d[c]) * load(args.d_y + from);
-            V all[SIDE * SIDE];
-            for (int k = 0; k < SIDE * SIDE; k++) {
-                all[k] = load(args.v_z + at[k]);
-                store(args.g_z + at[k], base(at[k], c, all[k]) + (which == k ? d : V{}));
-            }
-            const V pooled = load(args.pooled + from);
-            const V out = load(&at_d[c]) + load(&scale[c]) * chosen(which, all) + load(&at_pooled[c]) * pooled;
-            store(args.v_y + from, which < DEAD ? out : V{});
-        }, [&](int64_t at, int64_t c) { store(args.g_z + at, base(at, c, load(args.v_z + at))); });
-    }
+    for (int64_t row = 0; row < rows; row++)
+        visit<SIDE>(images, row, row + 1, [&](int64_t c) {
+            const V mean = load(args.mean + c), factor = load(&scale[c]), from_d = load(&by_d[c]);
+            const V with_d = load(&at_d[c]), with_pooled = load(&at_pooled[c]);
+            const auto base = [=, &args, constant = load(&constant[c]), slope = load(&slope[c]), by_u = load(&by_u[c])](
+                int64_t pixel, V u
+            ) { return constant + (load(args.z + pixel) - mean) * slope + u * by_u; };
+            return std::make_pair([=, &args](const int64_t* pixels, int64_t from) {
+                const I which = __builtin_convertvector(load(args.chosen + from), I);
+                const V d = from_d * load(args.d_y + from);
+                V all[SIDE * SIDE];
+                for (int k = 0; k < SIDE * SIDE; k++) {
+                    all[k] = load(args.v_z + pixels[k]);
+                    store(args.g_z + pixels[k], base(pixels[k], all[k]) + (which == k ? d : V{}));
+                }
+                const V out = with_d + factor * chosen(which, all) + with_pooled * load(args.pooled + from);
+                store(args.v_y + from, which < DEAD ? out : V{});
+            }, [=, &args](int64_t pixel) { store(args.g_z + pixel, base(pixel, load(args.v_z + pixel))); });
+        });
 }
 
 // Convolutions, by Winograd's method: 36 products for 16 pixels of z, where the definition takes 144.
@@ -905,13 +1023,13 @@ template <int SIDE, class S> void block_double_backward(const BlockDoubleBackwar
 // point, convolving is a product of two matrices, tiles by inputs and inputs by channels.
 
 constexpr int POINTS = 36;
-constexpr int BATCH = 16;  // tiles at a time, few enough for the second-level cache
+constexpr int BATCH = 32;  // tiles at a time, few enough for the second-level cache
 #ifdef __AVX512F__
-constexpr int WIDEST = 4;  // vectors in a row of the register tiles of the matrix products
+constexpr int WIDEST = 4, TALL = 8;  // vectors in a row, and rows, of the register tiles of the matrix products
 // Otherwise GCC loads a vector from memory anew for each use, and loads are the bottleneck.
 inline void keep_in_register(floats& v) { asm("" : "+v"(v)); }
 #else
-constexpr int WIDEST = 1;
+constexpr int WIDEST = 1, TALL = TILE;
 inline void keep_in_register(floats&) {}
 #endif
 inline void keep_in_register(doubles&) {}
@@ -1000,45 +1118,64 @@ template <class Map, class T, class Read, class Write> inline void map_both_ways
     }
 }
 
-// A matrix, whose elements lie `row` and `column` numbers apart.
-template <class T> struct Matrix {
-    T* data;
-    int64_t row, column;
-    T* at(int64_t r, int64_t c) const { return data + r * row + c * column; }
+// c (rows, columns) = start + a (rows, depth) @ b (depth, columns). Rows come in multiples of TILE, columns of LANES.
+template <class T> struct Product {
+    int64_t rows, columns, depth;
+    const T* a;
+    const int64_t *a_row, *a_column;  // an element is at a + a_row[r] + a_column[k]
+    const T* b;
+    int64_t b_row;  // from a row to the next
+    T* c;
+    int64_t c_row;
+    const T* start;  // may be c, or null for zeros
+    int64_t start_row;
 };
 
-// TILE rows and COLUMNS vectors of c = a @ b, or c += a @ b; elements of a row of b and c are neighbors. Inlined, it is
-// slower: the registers are too few.
-template <int COLUMNS, class T>
-__attribute__((noinline)) void register_tile(int64_t depth, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, bool add) {
+// ROWS rows and COLUMNS vectors of c at a time. Inlined, it is slower: the registers are too few.
+template <int ROWS, int COLUMNS, class T>
+__attribute__((noinline)) void multiply_tiles(const Product<T>& p, int64_t begin, int64_t end, int64_t first) {
     using V = typename Traits<T>::Vector;
-    V total[TILE][COLUMNS];
-    for (int r = 0; r < TILE; r++)
-        for (int w = 0; w < COLUMNS; w++) total[r][w] = add ? load(c.at(r, 0) + w * LANES) : V{};
-    for (int64_t k = 0; k < depth; k++) {
-        V row[COLUMNS];
-        for (int w = 0; w < COLUMNS; w++) {
-            row[w] = load(b.at(k, 0) + w * LANES);
-            keep_in_register(row[w]);
+    const int64_t depth = p.depth, b_row = p.b_row;
+    const int64_t* const a_column = p.a_column;
+    for (int64_t row = begin; row < end; row += ROWS) {
+        V total[ROWS][COLUMNS];
+        const T* a[ROWS];
+        for (int r = 0; r < ROWS; r++) {
+            a[r] = p.a + p.a_row[row + r];
+            for (int w = 0; w < COLUMNS; w++)
+                total[r][w] = p.start ? load(p.start + (row + r) * p.start_row + first + w * LANES) : V{};
         }
-        for (int r = 0; r < TILE; r++)
-            for (int w = 0; w < COLUMNS; w++) total[r][w] += *a.at(r, k) * row[w];
+        const T* b = p.b + first;
+        for (int64_t k = 0; k < depth; k++, b += b_row) {
+            V right[COLUMNS];
+            for (int w = 0; w < COLUMNS; w++) {
+                right[w] = load(b + w * LANES);
+                keep_in_register(right[w]);
+            }
+            for (int r = 0; r < ROWS; r++)
+                for (int w = 0; w < COLUMNS; w++) total[r][w] += a[r][a_column[k]] * right[w];
+        }
+        for (int r = 0; r < ROWS; r++)
+            for (int w = 0; w < COLUMNS; w++) store(p.c + (row + r) * p.c_row + first + w * LANES, total[r][w]);
     }
-    for (int r = 0; r < TILE; r++)
-        for (int w = 0; w < COLUMNS; w++) store(c.at(r, 0) + w * LANES, total[r][w]);
 }
 
-// c (rows, columns) = a (rows, depth) @ b (depth, columns), or c += a @ b. Rows come in multiples of TILE, columns of
-// LANES.
-template <class T>
-void multiply(int64_t rows, int64_t columns, int64_t depth, Matrix<const T> a, Matrix<const T> b, Matrix<T> c, bool add) {
-    for (int64_t at = 0, wide; at < columns; at += wide * LANES) {
-        wide = std::min<int64_t>(WIDEST, (columns - at) / LANES);
-        const auto tile = wide == 4 ? register_tile<4, T> : wide == 3 ? register_tile<3, T>
-            : wide == 2 ? register_tile<2, T> : register_tile<1, T>;
-        for (int64_t r = 0; r < rows; r += TILE)
-            tile(depth, {a.at(r, 0), a.row, a.column}, {b.at(0, at), b.row, 1}, {c.at(r, at), c.row, 1}, add);
+template <class T> void multiply(const Product<T>& p) {
+    for (int64_t first = 0, wide; first < p.columns; first += wide * LANES) {
+        wide = std::min<int64_t>(WIDEST, (p.columns - first) / LANES);
+        const int64_t tall = wide > 2 ? 0 : p.rows / TALL * TALL;  // rows in taller tiles, which keep the FMA units busy
+        if (wide == 4) multiply_tiles<TILE, 4>(p, 0, p.rows, first);
+        else if (wide == 3) multiply_tiles<TILE, 3>(p, 0, p.rows, first);
+        else if (wide == 2) multiply_tiles<TALL, 2>(p, 0, tall, first), multiply_tiles<TILE, 2>(p, tall, p.rows, first);
+        else multiply_tiles<TALL, 1>(p, 0, tall, first), multiply_tiles<TILE, 1>(p, tall, p.rows, first);
     }
+}
+
+// 0, step, 2 step, ...
+inline std::vector<int64_t> multiples(int64_t step, int64_t count) {
+    std::vector<int64_t> all(count);
+    for (int64_t k = 0; k < count; k++) all[k] = k * step;
+    return all;
 }
 
 // Numbers, not initialized, at the boundary of a cache line.
@@ -1071,6 +1208,8 @@ template <class S> class TilesAtPoints {
     }
 
   public:
+    const std::vector<int64_t> tile = multiples(channels, BATCH), channel = multiples(1, channels);
+
     TilesAtPoints(const Convolve<S>& of, int64_t channels)
         : n(of.n), height(of.height), width(of.width), channels(channels) {}
     int64_t tiles() const { return n * down * across; }
@@ -1079,23 +1218,31 @@ template <class S> class TilesAtPoints {
     // Map is FromX or FromZ.
     template <class Map> void read(const S* images, int64_t first, int64_t count) {
         for (int64_t t = 0; t < count; t++) {
-            const S* from[Map::IN * Map::IN];
+            const S *from[Map::IN * Map::IN], *next[Map::IN * Map::IN];
             pixels<Map::IN>(images, first + t, zeros.data(), from);
+            pixels<Map::IN>(images, std::min(first + t + 1, tiles() - 1), zeros.data(), next);
             for (int64_t c = 0; c < channels; c += LANES)
                 map_both_ways<Map, N>(
-                    [&](int k) { return load(from[k] + c); },
+                    [&](int k) {
+                        __builtin_prefetch(next[k] + c);
+                        return load(from[k] + c);
+                    },
                     [&](int k, auto v) { store(at(k) + t * channels + c, v); }
                 );
         }
     }
     void write(S* images, const N* bias, int64_t first, int64_t count) const {
         for (int64_t t = 0; t < count; t++) {
-            S* to[16];
+            S *to[16], *next[16];
             pixels<4>(images, first + t, nowhere.data, to);
+            pixels<4>(images, std::min(first + t + 1, tiles() - 1), nowhere.data, next);
             for (int64_t c = 0; c < channels; c += LANES)
                 map_both_ways<ToZ, N>(
                     [&](int k) { return load(at(k) + t * channels + c); },
-                    [&](int k, auto v) { store(to[k] + c, v + load(bias + c)); }
+                    [&](int k, auto v) {
+                        __builtin_prefetch(next[k] + c, 1);
+                        store(to[k] + c, v + load(bias + c));
+                    }
                 );
         }
     }
@@ -1120,8 +1267,8 @@ template <class S> void convolve(const ConvolveForward<S>& args, int threads) {
             const int64_t count = std::min<int64_t>(BATCH, x.tiles() - first);
             x.template read<FromX>(images.x, first, count);
             for (int64_t k = 0; k < POINTS; k++)  // (59)
-                multiply<N>(padded(count), out, in, {x.at(k), in, 1}, {weight.data + k * in * out, out, 1},
-                            {z.at(k), out, 1}, false);
+                multiply<N>({padded(count), out, in, x.at(k), x.tile.data(), x.channel.data(),
+                             weight.data + k * in * out, out, z.at(k), out, nullptr, 0});
             z.write(args.z, args.bias, first, count);
         }
     }
@@ -1143,7 +1290,8 @@ template <class S> void convolve_weight(const ConvolveWeight<S>& args, int threa
             x.template read<FromX>(images.x, first, count);
             z.template read<FromZ>(args.d_z, first, count);
             for (int64_t k = 0; k < POINTS; k++)  // (60)
-                multiply<N>(in, out, count, {x.at(k), 1, in}, {z.at(k), out, 1}, {mine + k * in * out, out, 1}, true);
+                multiply<N>({in, out, count, x.at(k), x.channel.data(), x.tile.data(), z.at(k), out,
+                             mine + k * in * out, out, mine + k * in * out, out});
         }
     }
     for (int64_t i = 0; i < in; i++)
@@ -1157,6 +1305,112 @@ template <class S> void convolve_weight(const ConvolveWeight<S>& args, int threa
                 },
                 [&](int k, auto v) { store(args.d_weight + (i * 9 + k) * out + c, v); }
             );
+}
+
+// The first block, whose images have few channels: its convolution is part of its kernels, one row of windows at a time.
+// z is large and cheap to compute. So it is computed again in the backward pass, and neither z nor d_z leave the cache.
+
+// A row of windows: two rows of pixels, and the last odd one. A pixel of z is the product of a patch, 3x3 pixels of x,
+// with the weight, plus the bias.
+template <class T> class Strip {
+    const T* const x;
+    const T *const weight, *const bias;
+    const int64_t inputs, height, width, patch = 9 * inputs, size = (width + 2) * inputs;  // of a patch and of a line
+    Buffer<T> lines{5 * size + TILE * inputs};  // rows of x with a zero at each end
+    std::vector<int64_t> pixel = multiples(inputs, padded(width)), place = multiples(1, padded(patch));  // of a patch
+
+  public:
+    Images images;  // the strip alone
+    Buffer<T> z;
+
+    template <class Args> explicit Strip(const Args& args)
+        : x(args.x), weight(args.weight), bias(args.bias), inputs(args.inputs), height(args.images.height),
+          width(args.images.width), images(args.images), z((3 * width + TILE) * images.channels) {
+        images.n = 1;
+        for (int64_t k = 0; k < padded(patch); k++)
+            place[k] = k < patch ? k / (3 * inputs) * size + k % (3 * inputs) : 0;
+    }
+    int64_t pixels() const { return images.height * width; }
+
+    // z of a row of the pooled images.
+    void convolve(int64_t row) {
+        const int64_t down = height / images.pool, top = row % down * images.pool;
+        const T* image = x + row / down * height * width * inputs;
+        images.height = row % down == down - 1 ? height - top : images.pool;
+        std::fill_n(lines.data, 5 * size, T(0));
+        for (int64_t y = std::max<int64_t>(top - 1, 0); y < std::min(top + images.height + 1, height); y++)
+            std::copy_n(image + y * width * inputs, width * inputs, lines.data + (y - top + 1) * size + inputs);
+        for (int64_t y = 0; y < images.height; y++)  // what is written too much is overwritten
+            multiply<T>({padded(width), images.channels, patch, lines.data + y * size, pixel.data(), place.data(), weight,
+                         images.channels, z.data + y * width * images.channels, images.channels, bias, 0});
+    }
+    // d_weight (padded patch, channels) += patches^T d_z; d_z is in z.
+    void add_to_weight(T* d_weight) const {
+        for (int64_t y = 0; y < images.height; y++)
+            multiply<T>({padded(patch), images.channels, width, lines.data + y * size, place.data(), pixel.data(),
+                         z.data + y * width * images.channels, images.channels, d_weight, images.channels, d_weight,
+                         images.channels});
+    }
+};
+
+template <class T> void first_forward(const FirstForward<T>& args, int threads) {
+    using V = typename Traits<T>::Vector;
+    using I = typename Traits<T>::Integers;
+    const Images& images = args.images;
+    const int64_t C = images.channels, rows = images.rows(), row_size = images.width / 2 * C;
+    std::vector<Moments> parts(threads, Moments(C));
+    #pragma omp parallel num_threads(threads)
+    {
+        Strip<T> strip(args);
+        #pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++) {
+            strip.convolve(row);
+            if (!images.given) parts[omp_get_thread_num()].add(strip.z.data, strip.pixels());
+            visit<2>(strip.images, 0, 1, [&](int64_t c) {
+                const V sign = sign_of(load(args.gamma + c));
+                return std::make_pair([=, &args, z = strip.z.data](const int64_t* pixels, int64_t to) {
+                    V taken;
+                    I which;
+                    choose<2>(z, pixels, sign, taken, which);
+                    store(args.pooled + row * row_size + to, taken);
+                    store(args.chosen + row * row_size + to, __builtin_convertvector(which, bytes));
+                }, nothing);
+            });
+        }
+    }
+    if (!images.given) {
+        Moments::join(parts);
+        parts[0].write(args.mean, args.var);
+    }
+    write_rstd(args);
+    #pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t c = 0; c < C; c += LANES) {
+            const auto finished = finish<V, I>(args, c);
+            for (int64_t at = row * row_size + c; at < (row + 1) * row_size; at += C)
+                finished(at, load(args.pooled + at), __builtin_convertvector(load(args.chosen + at), I));
+        }
+}
+
+template <class T> void first_backward(const FirstBackward<T>& args, int threads) {
+    const int64_t C = args.images.channels, row_size = args.images.width / 2 * C;
+    const int64_t size = 9 * args.inputs * C, padded_size = padded(9 * args.inputs) * C;
+    const auto line = line_of<T>(args, threads);
+    Buffer<T> parts(threads * padded_size);
+    std::fill_n(parts.data, threads * padded_size, T(0));
+    #pragma omp parallel num_threads(threads)
+    {
+        Strip<T> strip(args);
+        #pragma omp for schedule(static)
+        for (int64_t row = 0; row < args.images.rows(); row++) {
+            strip.convolve(row);
+            put_d_z<2>(args, line, strip.images, 0, row * row_size, strip.z.data, strip.z.data);
+            strip.add_to_weight(parts.data + omp_get_thread_num() * padded_size);
+        }
+    }
+    std::copy_n(parts.data, size, args.d_weight);
+    for (int thread = 1; thread < threads; thread++)
+        for (int64_t k = 0; k < size; k++) args.d_weight[k] += parts.data[thread * padded_size + k];
 }
 
 // What calls.py calls: metalstm_arguments for the lists above; then a kernel, with `bytes` per number (of T or S) and
@@ -1205,6 +1459,12 @@ void metalstm_block_double_backward(int bytes, const void* fields, int threads) 
         if (arguments.images.pool == 2) block_double_backward<2>(arguments, threads);
         else block_double_backward<1>(arguments, threads);
     });
+}
+void metalstm_first_forward(int bytes, const void* fields, int threads) {
+    with_numbers<FirstForward>(bytes, fields, [&](const auto& arguments) { first_forward(arguments, threads); });
+}
+void metalstm_first_backward(int bytes, const void* fields, int threads) {
+    with_numbers<FirstBackward>(bytes, fields, [&](const auto& arguments) { first_backward(arguments, threads); });
 }
 void metalstm_convolve(int bytes, const void* fields, int threads) {
     with_images<ConvolveForward>(bytes, fields, [&](const auto& arguments) { convolve(arguments, threads); });
