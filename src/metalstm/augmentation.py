@@ -46,11 +46,9 @@ def crop(x: Images, padding: int) -> Images:
     """Pad with zeros, then cut out a random window of the old size from each image."""
     n, _, height, width = x.shape
     padded = F.pad(x, (padding,) * 4).permute(0, 2, 3, 1)
-    top, left = torch.randint(2 * padding + 1, (2, n, 1), device=x.device)
-    rows = top + torch.arange(height, device=x.device)
-    columns = left + torch.arange(width, device=x.device)
-    each = torch.arange(n, device=x.device)[:, None, None]
-    return padded[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    top, left = torch.randint(2 * padding + 1, (2, n), device=x.device)
+    windows = padded.unfold(1, height, 1).unfold(2, width, 1).movedim(3, -1)
+    return windows[torch.arange(n, device=x.device), top, left].permute(0, 3, 1, 2)
 
 
 def jitter(x: Images, share: float) -> Images:
