@@ -1,6 +1,6 @@
 """Calls of the compiled kernels: arguments by name, and every array checked.
 
-`kernels.cpp` declares the type, name and shape of each argument, and exports this list. A call names every argument, so
+The C++ files declare the type, name and shape of each argument, and export this list. A call names every argument, so
 that their order does not matter.
 """
 
@@ -111,10 +111,13 @@ def kernel(name: str) -> Kernel:
 @cache
 def load(library: ctypes.CDLL) -> dict[str, Kernel]:
     """All kernels of a library."""
-    library.metalstm_arguments.restype = ctypes.c_char_p
+    lines = []
+    for list_arguments in (library.metalstm_cell_arguments, library.metalstm_blocks_arguments):
+        list_arguments.restype = ctypes.c_char_p
+        lines += list_arguments().decode().splitlines()
     fields: dict[str, list[tuple[str, str, str]]] = {}
     name = ""
-    for line in library.metalstm_arguments().decode().splitlines():
+    for line in lines:
         if ";" in line:
             type_, argument, shape = line.split(";")
             fields[name].append((type_, argument, shape.strip('"')))

@@ -1,4 +1,4 @@
-"""Compile `kernels.cpp` for this machine's CPU, once, and load it.
+"""Compile the kernels for this machine's CPU, once, and load them.
 
 The build is kept in METALSTM_CACHE or, by default, in the user's cache directory. DERIVATION.md, section "Build", gives
 the reasons for compiling it this way.
@@ -29,7 +29,8 @@ _FLAGS = (
     "-fPIC",
     "-shared",
 )
-_SOURCE = Path(__file__).with_name("kernels.cpp")
+_SOURCES = [Path(__file__).with_name(name) for name in ("cell.cpp", "blocks.cpp")]
+_FILES = [*_SOURCES, Path(__file__).with_name("vectors.h")]
 _log = logging.getLogger(__name__)
 _switched_off = False
 
@@ -79,7 +80,8 @@ def _path() -> Path:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     kind = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
-    key = hashlib.sha256(_SOURCE.read_bytes() + repr((_FLAGS, platform.machine(), kind)).encode()).hexdigest()[:16]
+    parts = [*(path.read_bytes() for path in _FILES), repr((_FLAGS, platform.machine(), kind)).encode()]
+    key = hashlib.sha256(b"".join(parts)).hexdigest()[:16]
     root = Path(os.environ.get("METALSTM_CACHE") or user_cache_path("metalstm", appauthor=False))
     return root / "kernels" / f"{platform.system().lower()}-{key}.so"
 
@@ -97,7 +99,7 @@ def _compile(path: Path) -> bool:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             output = Path(folder) / path.name
             for threads in (["-fopenmp"], []):
-                command = [compiler, *_FLAGS, *threads, str(_SOURCE), "-o", str(output)]
+                command = [compiler, *_FLAGS, *threads, *map(str, _SOURCES), "-o", str(output)]
                 result = subprocess.run(command, capture_output=True, text=True)
                 if result.returncode == 0:
                     with output.open("rb") as file:
