@@ -173,9 +173,9 @@ static_assert(sizeof(ConvolveWeight<float>) == 8 * (0 CONVOLVE(COUNT) CONVOLVE_W
 constexpr uint8_t DEAD = 4;
 constexpr int64_t CHUNK = 128;  // pixels, few enough for the first-level cache
 
-// Visits the pixels of pooled rows begin..end, LANES channels at a time. at(channel) returns two functions for the LANES
-// channels from this one: window(pixels, pooled) is called for each window, with the offsets of its pixels and of the
-// pooled pixel, and rest(pixel) for pixels that no window covers.
+// Visits the pixels of pooled rows begin..end, LANES channels at a time. at(channel) returns two functions for the
+// LANES channels from this one: window(pixels, pooled) is called for each window, with the offsets of its pixels and of
+// the pooled pixel, and rest(pixel) for pixels that no window covers.
 template <int SIDE, class At> void visit(const Images& images, int64_t begin, int64_t end, At at) {
     const int64_t channels = images.channels, width = images.width, stride = width * channels;
     const int64_t down = images.height / SIDE, across = width / SIDE;
@@ -276,7 +276,8 @@ const auto nothing = [](int64_t) {};
 
 // (24), for the LANES channels from c on: a function of the offset, the chosen pixels, and their numbers.
 template <class V, class I, class Args> auto finish(const Args& args, int64_t c) {
-    const V mean = load(args.mean + c), rstd = load(args.rstd + c), gamma = load(args.gamma + c), beta = load(args.beta + c);
+    const V mean = load(args.mean + c), rstd = load(args.rstd + c);
+    const V gamma = load(args.gamma + c), beta = load(args.beta + c);
     return [=, &args](int64_t to, V taken, I which) {
         const V pooled = (taken - mean) * rstd, out = gamma * pooled + beta;
         const I dead = out <= 0;
@@ -360,7 +361,9 @@ template <class S, class Args, class N = typename Traits<S>::Number> Line<N> lin
 
 // d_z of a row of windows, whose pooled pixels begin at `first`; it may be written over z.
 template <int SIDE, class Args, class N, class S>
-void put_d_z(const Args& args, const Line<N>& line, const Images& images, int64_t row, int64_t first, const S* z, S* d_z) {
+void put_d_z(
+    const Args& args, const Line<N>& line, const Images& images, int64_t row, int64_t first, const S* z, S* d_z
+) {
     using V = typename Traits<N>::Vector;
     using I = typename Traits<N>::Integers;
     visit<SIDE>(images, row, row + 1, [&](int64_t c) {
@@ -611,7 +614,7 @@ __attribute__((noinline)) void multiply_tiles(const Product<T>& p, int64_t begin
 template <class T> void multiply(const Product<T>& p) {
     for (int64_t first = 0, wide; first < p.columns; first += wide * LANES) {
         wide = std::min<int64_t>(WIDEST, (p.columns - first) / LANES);
-        const int64_t tall = wide > 2 ? 0 : p.rows / TALL * TALL;  // rows in taller tiles, which keep the FMA units busy
+        const int64_t tall = wide > 2 ? 0 : p.rows / TALL * TALL;  // rows in taller tiles, with more work per load
         if (wide == 4) multiply_tiles<TILE, 4>(p, 0, p.rows, first);
         else if (wide == 3) multiply_tiles<TILE, 3>(p, 0, p.rows, first);
         else if (wide == 2) multiply_tiles<TALL, 2>(p, 0, tall, first), multiply_tiles<TILE, 2>(p, tall, p.rows, first);
@@ -755,8 +758,9 @@ template <class S> void convolve_weight(const ConvolveWeight<S>& args, int threa
             );
 }
 
-// The first block, whose images have few channels: its convolution is part of its kernels, one row of windows at a time.
-// z is large and cheap to compute. So it is computed again in the backward pass, and neither z nor d_z leave the cache.
+// The first block, whose images have few channels: its convolution is part of its kernels, one row of windows at a
+// time. z is large and cheap to compute. So it is computed again in the backward pass, and neither z nor d_z leave the
+// cache.
 
 // A row of windows: two rows of pixels, and the last odd one. A pixel of z is the product of a patch, 3x3 pixels of x,
 // with the weight, plus the bias.
@@ -789,8 +793,8 @@ template <class T> class Strip {
         for (int64_t y = std::max<int64_t>(top - 1, 0); y < std::min(top + images.height + 1, height); y++)
             std::copy_n(image + y * width * inputs, width * inputs, lines.data + (y - top + 1) * size + inputs);
         for (int64_t y = 0; y < images.height; y++)  // what is written too much is overwritten
-            multiply<T>({padded(width), images.channels, patch, lines.data + y * size, pixel.data(), place.data(), weight,
-                         images.channels, z.data + y * width * images.channels, images.channels, bias, 0});
+            multiply<T>({padded(width), images.channels, patch, lines.data + y * size, pixel.data(), place.data(),
+                         weight, images.channels, z.data + y * width * images.channels, images.channels, bias, 0});
     }
     // d_weight (padded patch, channels) += patches^T d_z; d_z is in z.
     void add_to_weight(T* d_weight) const {

@@ -1,7 +1,7 @@
 // What the kernels share: vectors, and the way in which they declare their arguments.
 //
-// DERIVATION.md derives every formula; numbers in parentheses, such as (12), are its equations. The interface is plain C,
-// the vectors are extensions of the compiler, and the threads are OpenMP's. Training uses float. The tests compare in
+// DERIVATION.md derives every formula; numbers in parentheses, such as (12), are its equations. The interface is plain
+// C, the vectors are extensions of the compiler, and the threads are OpenMP's. Training uses float. The tests compare in
 // double. bfloat16 is a format in which images are stored.
 //
 // cell.cpp and blocks.cpp are compiled apart: GCC inlines less in a large file, which made the cell 1.2 times as slow.
