@@ -489,16 +489,21 @@ inline void keep_in_register(doubles&) {}
 // FromZ and ToZ are transposes of each other, and so are FromWeight and ToWeight.
 constexpr double A = 0.70710678118654752, B = 2 * A;
 
+// The values at a, -a, b and -b.
+template <class V> inline void map_pairs(const V& even_a, const V& odd_a, const V& even_b, const V& odd_b, V* at) {
+    at[1] = even_a + odd_a;
+    at[2] = even_a - odd_a;
+    at[3] = even_b + odd_b;
+    at[4] = even_b - odd_b;
+}
+
 struct FromX {
     static constexpr int IN = 6, OUT = 6;
     template <class T, class V> static void map(const V* x, V* at) {
         const V even_a = x[4] - 2 * x[2], odd_a = T(A) * (x[3] - 2 * x[1]);
         const V even_b = x[4] - x[2] / 2, odd_b = T(B) * (x[3] - x[1] / 2);
         at[0] = x[0] - T(2.5) * x[2] + x[4];
-        at[1] = even_a + odd_a;
-        at[2] = even_a - odd_a;
-        at[3] = even_b + odd_b;
-        at[4] = even_b - odd_b;
+        map_pairs(even_a, odd_a, even_b, odd_b, at);
         at[5] = x[1] - T(2.5) * x[3] + x[5];
     }
 };
@@ -508,10 +513,7 @@ struct FromZ {
         const V even_a = z[0] + z[2] / 2, odd_a = T(A) * (z[1] + z[3] / 2);
         const V even_b = z[0] + 2 * z[2], odd_b = T(B) * (z[1] + 2 * z[3]);
         at[0] = z[0];
-        at[1] = even_a + odd_a;
-        at[2] = even_a - odd_a;
-        at[3] = even_b + odd_b;
-        at[4] = even_b - odd_b;
+        map_pairs(even_a, odd_a, even_b, odd_b, at);
         at[5] = z[3];
     }
 };
@@ -532,10 +534,7 @@ struct FromWeight {
         const V even_a = T(-2 / 3.) * (w[0] + w[2] / 2), odd_a = T(-2 / 3. * A) * w[1];
         const V even_b = T(1 / 6.) * (w[0] + 2 * w[2]), odd_b = T(1 / 6. * B) * w[1];
         at[0] = w[0];
-        at[1] = even_a + odd_a;
-        at[2] = even_a - odd_a;
-        at[3] = even_b + odd_b;
-        at[4] = even_b - odd_b;
+        map_pairs(even_a, odd_a, even_b, odd_b, at);
         at[5] = w[2];
     }
 };

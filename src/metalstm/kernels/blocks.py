@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from metalstm.kernels.calls import LANES
 from metalstm.kernels.convolution import can_convolve, convolve, convolve_weight
 from metalstm.kernels.norm_pool import (
     Block,
@@ -246,7 +247,7 @@ def _is_fused(shape: Shape, k: int) -> bool:
 
     PyTorch's convolution of images in bfloat16 is so fast that this does not pay there.
     """
-    return k == 0 and shape.channels < 16 and shape.pool(k) == 2 and shape.dtype != torch.bfloat16
+    return k == 0 and shape.channels < LANES and shape.pool(k) == 2 and shape.dtype != torch.bfloat16
 
 
 def _block(shape: Shape, parts: list[Any], saved: list[Any], k: int) -> tuple[Tensor, Block]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from metalstm.kernels import compiler
 
+LANES = 16  # the most channels in a vector: the kernels take multiples of it, whatever the CPU
 _CHANNELS_LAST = "channels_last:"
 # The type in which images are stored, and that of their arithmetic.
 _NUMBERS = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}

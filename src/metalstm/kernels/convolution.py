@@ -1,21 +1,20 @@
 """A block's 3x3 convolution with padding 1, as C++ kernels.
 
 They use Winograd's method: a quarter of the multiplications. DERIVATION.md, section "The convolution, by Winograd's
-method", derives it. PyTorch computes what these kernels do not take: the convolution of the images, of few channels.
+method", derives it. They do not take the convolution of the images, of few channels: `norm_pool.first_forward` and
+`first_backward` compute it in float32 and float64, PyTorch in bfloat16.
 """
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from metalstm.kernels.calls import kernel
-
-_LANES = 16  # the kernels take channels in vectors of this length
+from metalstm.kernels.calls import LANES, kernel
 
 
 def can_convolve(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernels take images and a weight (out, in, 3, 3) of these sizes."""
-    return weight.shape[0] % _LANES == 0 and weight.shape[1] % _LANES == 0
+    return weight.shape[0] % LANES == 0 and weight.shape[1] % LANES == 0
 
 
 def convolve(

@@ -12,9 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from metalstm.kernels.calls import can_read, kernel
-
-_LANES = 16  # the kernels take channels in vectors of this length
+from metalstm.kernels.calls import LANES, can_read, kernel
 
 
 class Block(NamedTuple):
@@ -32,7 +30,7 @@ class Block(NamedTuple):
 def can_block(theta: Tensor, others: Sequence[Tensor], images: torch.dtype, channels: int) -> bool:
     """Whether the kernels take this number of channels, images stored as `images`, and `others` of theta's type."""
     takes = images == theta.dtype or (images, theta.dtype) == (torch.bfloat16, torch.float32)
-    return channels % _LANES == 0 and takes and not torch.is_autocast_enabled("cpu") and can_read(theta, *others)
+    return channels % LANES == 0 and takes and not torch.is_autocast_enabled("cpu") and can_read(theta, *others)
 
 
 def block_forward(
