@@ -49,7 +49,6 @@ __all__ = [
     "Adapted",
     "GradientMethod",
     "InnerLoop",
-    "MetaLearnerLSTM",
     "Method",
     "Network",
     "OnFeatures",

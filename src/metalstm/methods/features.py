@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from metalstm.console import track
 from metalstm.data import ImagesByClass
 from metalstm.episodes import BatchSampler, Episode, Support
-from metalstm.learners import Conv4, Learner
-from metalstm.methods.base import Adapted, Method, Network, Recipe, Tuning, copy_network, score
+from metalstm.learners import Learner
+from metalstm.methods.base import Adapted, Method, Network, Tuning, check_neighbors, copy_network, score
 from metalstm.optimizers import InnerOptimizer
-from metalstm.settings import TrainingSettings, Traits
 
 M = TypeVar("M", bound="OnFeatures")
 
@@ -93,6 +92,16 @@ class OnFeatures(Method):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """What `forward` returns: the mean cross-entropy, unless a method has a loss of its own, and the accuracy."""
         return score(scores, y)
+
+    def check_kept_features(self, adapted: Adapted, n_way: int) -> None:
+        """`check_adapted` for methods that keep the `features` of the support set, beside `y` and `n_way`.
+
+        Raises:
+            ValueError: They are not features of the learner, or not as many as labels.
+        """
+        check_neighbors(adapted, n_way)
+        if adapted["features"].shape != (len(adapted["y"]), self.learner.n_features):
+            raise ValueError("features are not those of the learner")
 
     @torch.no_grad()
     def average(self, moments: Float[Tensor, "*tasks n_moments"], n_images: int) -> None:
@@ -198,18 +207,3 @@ class OnFixedFeatures(OnFeatures):
                 return F.normalize(features - self.center, dim=-1)
             case other:
                 raise ValueError(f"unknown normalization {other!r}")
-
-
-def meta_trained(traits: Traits) -> Recipe:
-    """The recipe that methods on features share: 10,000 episodes from the pre-trained network of all other methods."""
-    training = TrainingSettings(
-        episodes=10_000,
-        lr_decay=True,
-        clip=None,
-        pretrain=0 if traits.built_in else 15_000,
-        rotations=traits.rotations,
-        mirrors=traits.mirrors,
-        val_episodes=300,
-    )
-    learner = Conv4.Settings(filters=64, conv_bias=False, unit_gamma=True, mirror=traits.mirrors)
-    return Recipe(training=training, learner_settings=learner)

@@ -28,23 +28,18 @@ class MAML(GradientMethod):
 
     @classmethod
     def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
-        """`paper`: the authors' for mini-ImageNet, transductive. `best`: as the Meta-LSTM's, with another optimizer."""
+        """`paper`: the authors' for mini-ImageNet, transductive. `best`: the Meta-LSTM's with 64 filters, by SGD."""
         if name == "paper":
             loop = InnerLoop(epochs=5, batch_size=None, order=cls.order, query_norm="batch")
             training = TrainingSettings(episodes=240_000, meta_batch=4, clip=None)
             return Recipe(loop, training, "conv4", Conv4.Settings(), "sgd", SGD.Settings(rate=0.01))
-        return cls.like_meta_lstm(traits, n_shot, "sgd", SGD.Settings(rate=0.1))
-
-    @classmethod
-    def like_meta_lstm(cls, traits: Traits, n_shot: int, optimizer: str, settings: object) -> Recipe:
-        """The Meta-LSTM's `best` with 64 filters and another inner optimizer, for a comparison on equal terms."""
         recipe = MetaLearnerLSTM.recipe("best", traits, n_shot)
         return replace(
             recipe,
             settings=replace(recipe.settings, order=cls.order),
             learner_settings=replace(recipe.learner_settings, filters=recipe.learner_settings.filters * 2),
-            optimizer=optimizer,
-            optimizer_settings=settings,
+            optimizer="sgd",
+            optimizer_settings=SGD.Settings(rate=0.1),
         )
 
     @classmethod

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from metalstm.episodes import Support
 from metalstm.learners import Conv4, Learner
-from metalstm.methods.base import Adapted, Recipe, Row, check_neighbors
-from metalstm.methods.features import OnFeatures, meta_trained
+from metalstm.methods.base import Adapted, Recipe, Row
+from metalstm.methods.features import OnFeatures
+from metalstm.methods.pretrained import meta_trained
 from metalstm.methods.published import table_1
 from metalstm.settings import Positive, TrainingSettings, Traits
 
@@ -58,9 +59,7 @@ class MatchingNet(OnFeatures):
 
     def check_adapted(self, adapted: Adapted, n_way: int) -> None:
         """Features of the learner, and as many labels."""
-        check_neighbors(adapted, n_way)
-        if adapted["features"].shape != (len(adapted["y"]), self.learner.n_features):
-            raise ValueError("features are not those of the learner")
+        self.check_kept_features(adapted, n_way)
 
     def scores(
         self, adapted: Adapted, features: Float[Tensor, "*tasks n_query n_features"]

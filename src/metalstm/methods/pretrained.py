@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from metalstm.data import ImagesByClass
 from metalstm.episodes import BatchSampler, Labeled, Support
 from metalstm.learners import Conv4, Learner
-from metalstm.methods.base import Adapted, Recipe, Row, RunConfig, check_neighbors, score
+from metalstm.methods.base import Adapted, Recipe, Row, RunConfig, score
 from metalstm.methods.features import OnFeatures
 from metalstm.methods.pixels import best_of_class
 from metalstm.methods.published import table_1
@@ -107,9 +107,7 @@ class Pretrained(OnFeatures):
 
     def check_adapted(self, adapted: Adapted, n_way: int) -> None:
         """Features of the learner, and as many labels."""
-        check_neighbors(adapted, n_way)
-        if adapted["features"].shape != (len(adapted["y"]), self.learner.n_features):
-            raise ValueError("features are not those of the learner")
+        self.check_kept_features(adapted, n_way)
 
     def scores(
         self, adapted: Adapted, features: Float[Tensor, "*tasks n_query n_features"]
@@ -129,3 +127,17 @@ def on_pretrained(name: str, traits: Traits) -> Recipe:
         episodes=0, pretrain=own.training.episodes, rotations=own.training.rotations, mirrors=own.training.mirrors
     )
     return Recipe(training=training, learner=own.learner, learner_settings=own.learner_settings)
+
+
+def meta_trained(traits: Traits) -> Recipe:
+    """The recipe that methods on features share: 10,000 episodes from the pre-trained network of all other methods."""
+    start = on_pretrained("best", traits)
+    training = replace(
+        start.training,
+        episodes=10_000,
+        lr_decay=True,
+        clip=None,
+        val_episodes=300,
+        pretrain=0 if traits.built_in else start.training.pretrain,
+    )
+    return replace(start, training=training)

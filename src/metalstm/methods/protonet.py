@@ -13,7 +13,8 @@ from metalstm.episodes import BatchSampler, EpisodeSampler, Support
 from metalstm.learners import Conv4
 from metalstm.methods.base import Adapted, Recipe, Row, RunConfig
 from metalstm.methods.class_means import class_means, squared_distances
-from metalstm.methods.features import OnFeatures, meta_trained
+from metalstm.methods.features import OnFeatures
+from metalstm.methods.pretrained import meta_trained
 from metalstm.methods.published import BERTINETTO, LEE, five_way
 from metalstm.settings import Positive, TrainingSettings, Traits
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from metalstm.episodes import Support
 from metalstm.learners import Conv4, Learner
 from metalstm.methods.base import Adapted, Recipe, Row
-from metalstm.methods.features import OnFeatures, meta_trained
+from metalstm.methods.features import OnFeatures
+from metalstm.methods.pretrained import meta_trained
 from metalstm.methods.published import BERTINETTO, five_way
 from metalstm.settings import Positive, TrainingSettings, Traits
 
 
 class R2D2(OnFeatures):
-    """Ridge regression of one-hot labels on the features; penalty, scale and offset of the logits are meta-learned.
+    """Ridge regression of one-hot labels on the features; the penalty and the scale of the logits are meta-learned.
 
     References:
         Bertinetto et al. 2019 (arXiv 1805.08136), equations 4 to 6.

@@ -12,7 +12,8 @@ from metalstm.episodes import Support
 from metalstm.learners import Conv4, Learner
 from metalstm.methods.base import Adapted, Recipe, Row, score
 from metalstm.methods.class_means import class_means
-from metalstm.methods.features import OnFeatures, meta_trained
+from metalstm.methods.features import OnFeatures
+from metalstm.methods.pretrained import meta_trained
 from metalstm.settings import Count, TrainingSettings, Traits
 
 

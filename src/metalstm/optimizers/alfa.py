@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metalstm.learners import Learner
 from metalstm.optimizers.base import InnerOptimizer
-from metalstm.optimizers.learned_rates import spread
+from metalstm.optimizers.learned_rates import at_step, spread
 from metalstm.optimizers.rules import Same, Steps, no_steps
 from metalstm.settings import Positive
 
@@ -54,7 +54,7 @@ class Alfa(InnerOptimizer[AlfaState]):
         self, learner: Learner, steps: int = 5, start_rate: float = 0.1, generator: torch.Generator | None = None
     ):
         super().__init__()
-        self.learner = [learner]  # in a list, so that its parameters are not this module's
+        self.lengths = learner.lengths
         n_layers = len(learner.lengths) + 1
         self.rates = nn.Parameter(torch.full((steps, n_layers), start_rate))
         self.keeps = nn.Parameter(torch.ones(steps, n_layers))
@@ -82,17 +82,14 @@ class Alfa(InnerOptimizer[AlfaState]):
         self, theta: Same, grad: Same, loss: Float[Tensor, "*tasks"], state: AlfaState
     ) -> tuple[Same, AlfaState]:
         """One step; arguments as in `InnerOptimizer.update`."""
-        lengths = self.learner[0].lengths
         seen = torch.cat([self._means(grad), self._means(theta)], -1)
         hidden = torch.relu(seen @ self.hidden_weight.T + self.hidden_bias)
         by_rate, by_keep = (1 + hidden @ self.output_weight.T + self.output_bias).chunk(2, -1)
-        row = state.t.squeeze(-1).long().clamp(max=len(self.rates) - 1)
-        i = spread(by_rate * self.rates[row], lengths, theta)
-        f = spread(by_keep * self.keeps[row], lengths, theta)
+        i = spread(by_rate * at_step(self.rates, state.t), self.lengths, theta)
+        f = spread(by_keep * at_step(self.keeps, state.t), self.lengths, theta)
         return f * theta - i * grad, AlfaState(state.t + 1, f, i)
 
     def _means(self, values: Same) -> Float[Tensor, "*tasks n_layers"]:
         """The mean of each layer."""
-        lengths = self.learner[0].lengths
-        parts = values.split([*lengths, values.shape[-1] - sum(lengths)], -1)
+        parts = values.split([*self.lengths, values.shape[-1] - sum(self.lengths)], -1)
         return torch.stack([part.mean(-1) for part in parts], -1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metalstm.learners import Learner
 from metalstm.optimizers.base import InnerOptimizer
-from metalstm.optimizers.rules import StepState, no_steps
+from metalstm.optimizers.rules import Same, Steps, StepState, no_steps
 from metalstm.settings import Positive
 
 
@@ -41,7 +41,7 @@ class LearnedRates(InnerOptimizer[StepState]):
 
     def __init__(self, learner: Learner, steps: int = 5, start_rate: float = 0.1):
         super().__init__()
-        self.learner = [learner]  # in a list, so that its parameters are not this module's
+        self.lengths = learner.lengths
         self.rates = nn.Parameter(torch.full((steps, len(learner.lengths) + 1), start_rate))
 
     @classmethod
@@ -49,25 +49,24 @@ class LearnedRates(InnerOptimizer[StepState]):
         """A table for a learner."""
         return cls(learner, settings.steps, settings.start_rate)
 
-    def init(self, theta: Float[Tensor, "*tasks n_params"]) -> StepState:
+    def init(self, theta: Same) -> StepState:
         """No steps done."""
         return StepState(no_steps(theta))
 
     def update(
-        self,
-        theta: Float[Tensor, "*tasks n_params"],
-        grad: Float[Tensor, "*tasks n_params"],
-        loss: Float[Tensor, "*tasks"],
-        state: StepState,
-    ) -> tuple[Float[Tensor, "*tasks n_params"], StepState]:
+        self, theta: Same, grad: Same, loss: Float[Tensor, "*tasks"], state: StepState
+    ) -> tuple[Same, StepState]:
         """One step down the gradient; arguments as in `InnerOptimizer.update`."""
-        row = state.t.squeeze(-1).long().clamp(max=len(self.rates) - 1)
-        return theta - spread(self.rates[row], self.learner[0].lengths, theta) * grad, StepState(state.t + 1)
+        rates = spread(at_step(self.rates, state.t), self.lengths, theta)
+        return theta - rates * grad, StepState(state.t + 1)
 
 
-def spread(
-    values: Float[Tensor, "*tasks n_layers"], lengths: list[int], theta: Float[Tensor, "*tasks n_params"]
-) -> Float[Tensor, "*tasks n_params"]:
+def at_step(table: Float[Tensor, "n_steps n_layers"], t: Steps) -> Float[Tensor, "*tasks n_layers"]:
+    """The row of each task's step; beyond the table, its last one."""
+    return table[t.squeeze(-1).long().clamp(max=len(table) - 1)]
+
+
+def spread(values: Float[Tensor, "*tasks n_layers"], lengths: list[int], theta: Same) -> Same:
     """One value for each stretch of theta, repeated for all its coordinates; the last is for what lies behind."""
     n_each = [*lengths, theta.shape[-1] - sum(lengths)]
     return torch.cat([values[..., k : k + 1].expand(*theta.shape[:-1], n) for k, n in enumerate(n_each)], -1)
