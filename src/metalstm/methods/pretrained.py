@@ -89,15 +89,34 @@ class Pretrained(OnFeatures):
 
     @classmethod
     def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
-        """`paper`: the authors'. `best`: shorter, with a falling rate and the images that the data set allows."""
+        """`paper`: the authors'. `best`: what measured best for nearest class means on meta-val.
+
+        That is gradient descent with momentum and weight decay and a falling rate, the mean of each filter for the last
+        pooling, and the changes of images that the data set allows; each departure is one field.
+        """
         paper = Recipe(
             cls.Settings(), TrainingSettings(episodes=30_000, clip=None), "conv4", Conv4.Settings(filters=64)
         )
         if name == "paper":
             return paper
-        learner = replace(paper.learner_settings, conv_bias=False, unit_gamma=True, mirror=traits.mirrors)
-        more = {"rotations": traits.rotations, "mirrors": traits.mirrors}
-        training = replace(paper.training, episodes=15_000, lr_decay=True, **more)
+        learner = replace(
+            paper.learner_settings, conv_bias=False, unit_gamma=True, pooling="average", mirror=traits.mirrors
+        )
+        changes: dict[str, Any] = {"affine": 0.1, "elastic": 0.5} if traits.drawing else {"crop": 4}
+        training = replace(
+            paper.training,
+            outer="sgd",
+            lr=0.05,
+            lr_decay=True,
+            weight_decay=5e-4,
+            pretrain=paper.training.episodes,
+            generations=2,
+            val_every=5000,
+            val_episodes=300,
+            rotations=traits.rotations,
+            mirrors=traits.mirrors,
+            **changes,
+        )
         return replace(paper, learner_settings=learner, training=training)
 
     @classmethod
@@ -187,7 +206,11 @@ def on_pretrained(name: str, traits: Traits) -> Recipe:
     """The recipe of a method that takes the pre-trained network as it is and meta-trains nothing."""
     own = Pretrained.recipe(name, traits, 1)
     training = TrainingSettings(
-        episodes=0, pretrain=own.training.episodes, rotations=own.training.rotations, mirrors=own.training.mirrors
+        episodes=0,
+        pretrain=own.training.episodes,
+        generations=own.training.generations,
+        rotations=own.training.rotations,
+        mirrors=own.training.mirrors,
     )
     return Recipe(training=training, learner=own.learner, learner_settings=own.learner_settings)
 
