@@ -378,11 +378,11 @@ def test_it_starts_from_a_network_and_gives_it_back_or_refuses(method):
         return
     start = other_network(network)
     method.start_from(start)
-    assert all(map(torch.equal, method.network(), start))
+    assert all(map(torch.equal, method.network()[:2], start[:2]))
     assert logits(method, episode()).isfinite().all()
     with pytest.raises(UserError, match=r"parameters cannot start from one of .*: pre-train with the same learner"):
         method.start_from(Network(torch.cat([start.body, start.body.new_zeros(1)]), start.moments))
-    assert all(map(torch.equal, method.network(), start))
+    assert all(map(torch.equal, method.network()[:2], start[:2]))
 
 
 def test_it_starts_from_what_its_pre_training_gives(run, method):
@@ -390,7 +390,7 @@ def test_it_starts_from_what_its_pre_training_gives(run, method):
         pytest.skip("is not pre-trained")
     start = recipes.build(recipes.pretraining(run)).double().network()
     method.start_from(start)
-    assert all(map(torch.equal, method.network(), start))
+    assert all(map(torch.equal, method.network()[:2], start[:2]))
 
 
 # The inner loop -------------------------------------------------------------------------------------------------------
