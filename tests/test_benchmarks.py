@@ -131,7 +131,7 @@ def test_table_hours_measures_every_part_of_every_row(tmp_path: Path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
     measured = json.loads((tmp_path / "table_hours.json").read_text())
-    assert measured["pretraining"].keys() == {"32 filters", "64 filters"}
+    assert measured["pretraining"].keys() == {"64 filters"}
     assert measured["columns"].keys() == {"5w1s", "5w5s"}
     for column in measured["columns"].values():
         assert column.keys() == {row.name for row in ROWS}

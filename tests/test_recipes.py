@@ -110,15 +110,16 @@ def test_the_paper_s_baselines(traits, n_shot):
 @pytest.mark.parametrize("traits", [PHOTOS, SIGNS], ids=["photos", "signs"])
 def test_the_best_meta_lstm(traits, n_shot):
     best, paper = (named("meta-lstm", recipe, traits, n_shot) for recipe in ("best", "paper"))
-    assert best.learner_settings == replace(
-        paper.learner_settings, conv_bias=False, unit_gamma=True, unit_features=True, mirror=traits.mirrors
+    assert best.learner_settings == Conv4.Settings(
+        filters=64, conv_bias=False, unit_gamma=True, unit_features=True, pooling="average", mirror=traits.mirrors
     )
     assert best.optimizer_settings == MetaLSTM.Settings(
-        hidden_size=8, forget_bias=(12.0, 12.0), input_bias=(-3.0, -3.0), layer_rates=True, body_factor=1e-4
+        hidden_size=8, forget_bias=(12.0, 12.0), input_bias=(-3.0, -3.0)
     )
     assert best.settings == InnerLoop(
         epochs=5,
         batch_size=None,
+        moves="head",
         order=2,
         query_norm="running",
         train_query_norm="running",
@@ -128,12 +129,13 @@ def test_the_best_meta_lstm(traits, n_shot):
         shared_head=True,
     )
     assert best.training == TrainingSettings(
-        episodes=6_000,
+        episodes=10_000,
         lr=5e-4,
         optimizer_lr=1e-3,
         lr_decay=True,
         clip=10.0,
-        pretrain=15_000,
+        pretrain=30_000,
+        generations=2,
         rotations=traits.rotations,
         mirrors=traits.mirrors,
         val_every=1000,
@@ -158,10 +160,23 @@ def test_the_best_baselines_start_from_the_same_pre_training(traits):
     """Rows that are compared have the same network, the same images and the same length of pre-training."""
     pretrained = named("pretrained", "best", traits, 5)
     assert pretrained.learner_settings == Conv4.Settings(
-        filters=64, conv_bias=False, unit_gamma=True, mirror=traits.mirrors
+        filters=64, conv_bias=False, unit_gamma=True, pooling="average", mirror=traits.mirrors
     )
+    changes = {"affine": 0.1, "elastic": 0.5} if traits.drawing else {"crop": 4}
     assert pretrained.training == TrainingSettings(
-        episodes=15_000, lr=1e-3, lr_decay=True, clip=None, mirrors=traits.mirrors, rotations=traits.rotations
+        episodes=30_000,
+        outer="sgd",
+        lr=0.05,
+        lr_decay=True,
+        weight_decay=5e-4,
+        clip=None,
+        pretrain=30_000,
+        generations=2,
+        val_every=5000,
+        val_episodes=300,
+        mirrors=traits.mirrors,
+        rotations=traits.rotations,
+        **changes,
     )
     for method in ("finetune", "matching-net", "matching-net-fce", "meta-lstm"):
         best = named(method, "best", traits, 5)
@@ -169,12 +184,13 @@ def test_the_best_baselines_start_from_the_same_pre_training(traits):
         if not best.training.pretrain:
             assert traits.built_in
             continue
-        assert best.training.pretrain == 15_000
+        assert best.training.pretrain == 30_000
         assert best.training.mirrors == traits.mirrors
-        run = recipes.pretraining(replace(config_of(method, "best", traits=traits), training=best.training))
-        assert run.training == replace(pretrained.training, episodes=best.training.pretrain)
-        of_64 = recipes.with_changes(run, {"filters": 64, "mirror": traits.mirrors})
-        assert of_64.learner_settings == pretrained.learner_settings
+        config = config_of(method, "best", traits=traits)
+        own = replace(config, training=best.training, learner_settings=best.learner_settings)
+        run = recipes.pretraining(own)
+        assert run.training == pretrained.training
+        assert run.learner_settings == pretrained.learner_settings
 
 
 def test_the_best_matching_network():
@@ -182,7 +198,7 @@ def test_the_best_matching_network():
     assert best == named("matching-net-fce", "best", PHOTOS, 1)
     assert best.settings == MatchingNet.Settings(class_score="attention", scale=10.0)
     assert best.training == TrainingSettings(
-        episodes=10_000, lr=1e-3, lr_decay=True, clip=None, pretrain=15_000, val_episodes=300, mirrors=True
+        episodes=10_000, lr=1e-3, lr_decay=True, clip=None, pretrain=30_000, generations=2, val_episodes=300, mirrors=True
     )
 
 

@@ -94,10 +94,12 @@ def build(config: RunConfig) -> Method:
 def pretraining(config: RunConfig) -> RunConfig:
     """The run that a method starts from: its network as a classifier of all meta-train classes.
 
-    `training.pretrain` is the number of mini-batches; the run's minutes bound it too.
+    `training.pretrain` is the number of mini-batches; the run's minutes bound it too. A pre-training itself starts from
+    the generation before it.
     """
     recipe = named("pretrained", config.recipe, config.traits, config.n_shot, config.learner)
     own = config.training
+    generation = own.generations - (config.method == "pretrained")
     return replace(
         config,
         method="pretrained",
@@ -108,6 +110,8 @@ def pretraining(config: RunConfig) -> RunConfig:
         training=replace(
             recipe.training,
             episodes=own.pretrain,
+            pretrain=own.pretrain if generation > 1 else 0,
+            generations=generation,
             minutes=own.minutes,
             rotations=own.rotations,
             mirrors=own.mirrors,

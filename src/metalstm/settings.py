@@ -79,6 +79,9 @@ class TrainingSettings:
     """Largest norm of the meta-gradient, over all meta-parameters."""
     pretrain: Amount = 0
     """Mini-batches of pre-training as a classifier of all meta-train classes, from which theta_0 starts."""
+    generations: Annotated[int, Meta(ge=1, le=10)] = 1
+    """Times that the network is pre-trained; from the second on, it also learns from the answers of the one before
+    (self-distillation)."""
     rotations: bool = False
     """Add each meta-train class turned by 90, 180 and 270 degrees as new classes."""
     mirrors: bool = False

@@ -378,19 +378,21 @@ def test_it_starts_from_a_network_and_gives_it_back_or_refuses(method):
         return
     start = other_network(network)
     method.start_from(start)
-    assert all(map(torch.equal, method.network(), start))
+    assert all(map(torch.equal, method.network()[:2], start[:2]))
     assert logits(method, episode()).isfinite().all()
     with pytest.raises(UserError, match=r"parameters cannot start from one of .*: pre-train with the same learner"):
         method.start_from(Network(torch.cat([start.body, start.body.new_zeros(1)]), start.moments))
-    assert all(map(torch.equal, method.network(), start))
+    assert all(map(torch.equal, method.network()[:2], start[:2]))
 
 
 def test_it_starts_from_what_its_pre_training_gives(run, method):
     if not run.training.pretrain:
         pytest.skip("is not pre-trained")
+    if recipes.pretraining(run).method == run.method:
+        pytest.skip("learns from it instead: see test_pretrained.py")
     start = recipes.build(recipes.pretraining(run)).double().network()
     method.start_from(start)
-    assert all(map(torch.equal, method.network(), start))
+    assert all(map(torch.equal, method.network()[:2], start[:2]))
 
 
 # The inner loop -------------------------------------------------------------------------------------------------------

@@ -102,3 +102,62 @@ def test_a_method_is_pre_trained_as_the_network_that_it_starts_from():
     assert start.learner_settings == Conv4.for_pretraining(run.learner_settings)
     assert not start.learner_settings.unit_features
     assert recipes.build(start).network().body.shape == recipes.build(run).network().body.shape
+
+
+def test_a_second_generation_learns_from_the_answers_of_the_first():
+    """Half of the loss is 16 times the divergence of answers at temperature 4, computed here from its definition."""
+    learner = Conv4(SHAPE, Conv4.Settings(filters=4))
+    teacher = Pretrained(learner, 7, generator=torch.Generator().manual_seed(1)).double()
+    teacher(BATCH)  # moves its moments
+    own = Pretrained.Settings(distill=0.5)
+    method = Pretrained(learner, 7, own, torch.Generator().manual_seed(0), taught=True).double()
+    method.start_from(teacher.network())
+    loss, _ = method(BATCH)
+    answers, _ = learner(torch.cat([teacher.body, teacher.head]), BATCH.x, teacher.moments)
+    logits, _ = learner(torch.cat([method.body, method.head]), BATCH.x)
+    p, q = (answers / 4).softmax(-1), (logits / 4).softmax(-1)
+    divergence = (p * (p / q).log()).sum(-1).mean()
+    torch.testing.assert_close(loss, 0.5 * F.cross_entropy(logits, BATCH.y) + 0.5 * 16 * divergence)
+    loss.backward()
+    torch.testing.assert_close(method.teacher_theta, torch.cat([teacher.body, teacher.head]).detach())
+
+
+def test_generations_start_from_one_another():
+    run = config("meta-lstm", pretrain=5, generations=3, learner="conv4")
+    chain = [run]
+    while chain[-1].training.pretrain:
+        chain.append(recipes.pretraining(chain[-1]))
+    assert [each.training.generations for each in chain] == [3, 3, 2, 1]
+    assert [each.training.episodes for each in chain[1:]] == [5, 5, 5]
+    assert [recipes.build(each).taught for each in chain[1:]] == [True, True, False]
+
+
+def test_turned_images_add_the_loss_of_telling_how_far_they_were_turned():
+    learner = Conv4(SHAPE, Conv4.Settings(filters=4))
+    method = Pretrained(learner, 7, Pretrained.Settings(turns=0.5), torch.Generator().manual_seed(0)).double()
+    torch.manual_seed(0)
+    loss, _ = method(BATCH)
+    torch.manual_seed(0)
+    turns = torch.randint(4, (6,))
+    turned = torch.stack([x.rot90(int(k), (1, 2)) for x, k in zip(BATCH.x, turns, strict=True)])
+    logits, _ = learner(torch.cat([method.body, method.head]), BATCH.x)
+    answers, _ = learner(torch.cat([method.body, method.turns_head]), turned)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, BATCH.y) + 0.5 * F.cross_entropy(answers, turns))
+
+
+def test_averaged_weights_are_those_that_others_start_from():
+    learner = Conv4(SHAPE, Conv4.Settings(filters=4))
+    method = Pretrained(learner, 7, Pretrained.Settings(averaging=0.75), torch.Generator().manual_seed(0)).double()
+    first = method.body.detach().clone()
+    method(BATCH)
+    with torch.no_grad():
+        method.body += 1
+    method(BATCH)
+    network = method.network()
+    torch.testing.assert_close(network.body, first + 0.25)
+    assert network.head is not None
+    torch.testing.assert_close(network.head, method.head.detach())
+    torch.testing.assert_close(network.moments, method.average_moments)
+    assert not torch.equal(network.moments, method.moments)
+    x = random(2, *SHAPE).sigmoid()
+    torch.testing.assert_close(method.embed(x), learner.features(network.body, x, network.moments)[0])

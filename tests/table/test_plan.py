@@ -52,7 +52,7 @@ def test_pretrainings_are_chosen_by_the_hardest_column(small_sets, tmp_path):
         table = Table(replace(small_sets, tasks=tasks, group_tasks=group_tasks), tmp_path)
         assert table.hardest_task == hardest
         start = table.trainings(Cell(row("matching-net"), ONE))[0]
-        assert start.folder.name == f"start-best-64f-{hardest}"
+        assert start.folder.name == f"start-best-64f-average-{hardest}"
         chosen_by = start.config.n_way, start.config.n_shot, start.config.training.within_group
         assert Task(*chosen_by) == hardest
         assert not table.main_task.within_group
@@ -65,16 +65,15 @@ def test_columns_of_the_data_sets():
 
 
 def test_rows_of_one_network_share_a_pretraining_at_all_tasks(small_table):
-    for name in ("finetune-sgd", "finetune-head", "matching-net", "matching-net-fce", "meta-lstm-64"):
+    for name in ("finetune-sgd", "finetune-head", "matching-net", "matching-net-fce", "meta-lstm"):
         for task in (ONE, FIVE):
-            assert folders(small_table, name, task) == ["start-best-64f-5w5s", f"{name}-{task}"]
-    assert folders(small_table, "meta-lstm", ONE) == ["start-best-32f-5w5s", "meta-lstm-5w1s"]
-    assert folders(small_table, "meta-lstm", FIVE, 3) == ["start-best-32f-5w5s-seed3", "meta-lstm-5w5s-seed3"]
+            assert folders(small_table, name, task) == ["start-best-64f-average-5w5s", f"{name}-{task}"]
+    assert folders(small_table, "meta-lstm", FIVE, 3) == ["start-best-64f-average-5w5s-seed3", "meta-lstm-5w5s-seed3"]
 
 
 def test_nearest_neighbor_is_the_pretraining_itself(small_table):
     for task in (ONE, FIVE):
-        assert folders(small_table, "nearest-neighbor", task) == ["start-best-64f-5w5s"]
+        assert folders(small_table, "nearest-neighbor", task) == ["start-best-64f-average-5w5s"]
 
 
 def test_a_row_without_pretraining_has_one_run(small_table):
@@ -93,7 +92,7 @@ def test_shared_folders_are_asked_for_the_same_run(small_table, budget):
                 first = runs.setdefault(training.folder, training.config)
                 assert recipes.differences(first, training.config) == ""
                 assert first.training == training.config.training
-    assert len([folder for folder in runs if folder.name.startswith("start-")]) == 2
+    assert len([folder for folder in runs if folder.name.startswith("start-")]) == 1
 
 
 @pytest.mark.parametrize("each", ROWS, ids=lambda row: row.name)
@@ -124,7 +123,8 @@ def test_precision_is_that_of_training(small_table):
 
 
 def test_tags_tell_networks_apart(small_table):
-    starts = {small_table.trainings(Cell(row(name), FIVE))[0] for name in ("meta-lstm", "meta-lstm-64")}
+    small = replace(row("meta-lstm"), changes={"filters": 32})
+    starts = {small_table.trainings(Cell(each, FIVE))[0] for each in (row("meta-lstm"), small)}
     tags = {LEARNERS[start.config.learner].tag(start.config.learner_settings) for start in starts}
     assert len(tags) == len({start.folder for start in starts}) == 2
 

@@ -28,6 +28,7 @@ class Network(NamedTuple):
 
     body: Float[Tensor, " n_body"]  # theta without the head
     moments: Float[Tensor, " n_moments"]  # which normalize
+    head: Float[Tensor, " n_head"] | None = None  # of the meta-train classes, if the network still has it
 
 
 class Watched(NamedTuple):

@@ -62,9 +62,9 @@ class OnFeatures(Method):
 
     def embed(self, x: Float[Tensor, "*tasks n channels height width"]) -> Float[Tensor, "*tasks n n_features"]:
         """Features, normalized by the running averages of training."""
-        tasks = x.shape[:-4]
-        moments = self.moments.expand(*tasks, -1)
-        return self.learner.features(self.body.expand(*tasks, -1), self.learner.fixed(x), moments)[0]
+        tasks, network = x.shape[:-4], self.network()
+        moments = network.moments.expand(*tasks, -1)
+        return self.learner.features(network.body.expand(*tasks, -1), self.learner.fixed(x), moments)[0]
 
     def adapt(self, support: Support) -> Adapted:
         """Embed the support set, and `fit`."""

@@ -28,7 +28,7 @@ class MAML(GradientMethod):
 
     @classmethod
     def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
-        """`paper`: the authors' for mini-ImageNet, transductive. `best`: the Meta-LSTM's with 64 filters, by SGD."""
+        """`paper`: the authors' for mini-ImageNet, transductive. `best`: the Meta-LSTM's, all layers, by SGD."""
         if name == "paper":
             loop = InnerLoop(epochs=5, batch_size=None, order=cls.order, query_norm="batch")
             training = TrainingSettings(episodes=240_000, meta_batch=4, clip=None)
@@ -36,8 +36,7 @@ class MAML(GradientMethod):
         recipe = MetaLearnerLSTM.recipe("best", traits, n_shot)
         return replace(
             recipe,
-            settings=replace(recipe.settings, order=cls.order),
-            learner_settings=replace(recipe.learner_settings, filters=recipe.learner_settings.filters * 2),
+            settings=replace(recipe.settings, moves="all", order=cls.order),
             optimizer="sgd",
             optimizer_settings=SGD.Settings(rate=0.1),
         )
