@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from metalstm.evaluation import gap
 from metalstm.table import ROWS, Cell, Table, Task, page, select
-from metalstm.table.contents import gap
 from table.conftest import BUDGET
 from table.filled import TRANSDUCTIVE, fill, put_checkpoint, result
 

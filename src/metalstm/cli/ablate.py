@@ -1,0 +1,140 @@
+"""Take a trained method apart: test it with one part off, or replaced by something simpler, on the same episodes.
+
+Gates become their means over meta-train tasks, ever coarser; f becomes 1; the gates do not see an input, or remember
+nothing; only the head moves, or only the body; a tuned rule takes the optimizer's place; no step is taken at all. What
+a checkpoint does not have is left out. Each line shows the paired difference from the whole, with its 95 % interval:
+what the part is worth. `--rivals` tests other checkpoints on the same episodes.
+
+Writes ablation.json, with the accuracy of every episode, and ablation.html, with pictures of the differences and of
+the gates of many tasks. Looks at meta-val unless asked otherwise; `run.json` of a run folder notes each time that
+meta-test is opened.
+
+Example: metalstm ablate runs/meta-lstm-glyphs-5w5s-best --tasks 5w1s 5w5s --rivals runs/lslr-glyphs-5w5s-best
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from msgspec import Meta
+
+from metalstm import data
+from metalstm.cli.common import Command, Common, Options
+from metalstm.cli.options import parse
+from metalstm.console import console
+from metalstm.data.folder import PREFIX
+from metalstm.errors import UserError, unknown
+from metalstm.settings import Count, Ways
+
+
+@dataclass(frozen=True)
+class Ablate(Command):
+    """Options of `metalstm ablate`."""
+
+    checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
+    """The name of a shipped checkpoint, a run folder (its best checkpoint by meta-val), or a file. Its method has an
+    inner loop."""
+    data: str | None = None
+    """The data set, if its folder has moved. It must hold what the checkpoint was trained on."""
+    split: str = "meta-val"
+    """meta-val, meta-test or meta-train."""
+    n_way: Ways | None = None
+    """Classes in an episode; as trained by default."""
+    n_shot: Count | None = None
+    """Support images of a class; as trained by default."""
+    tasks: tuple[str, ...] = ()
+    """Several kinds of tasks, in place of --n-way and --n-shot: 5w1s 5w5s 20w1s. Each is a column of the table, and a
+    color in the pictures. 5w1s-within draws all classes of an episode from one group."""
+    n_query: Count = 15
+    """Query images of a class."""
+    episodes: Annotated[int, Meta(ge=2, le=10**9)] = 200
+    """Episodes of each kind to test on."""
+    mean_tasks: Count = 100
+    """Meta-train tasks of each kind that means of gates and of their inputs are taken over."""
+    rivals: tuple[str, ...] = ()
+    """Other checkpoints, of any method, to test on the same episodes; a line for each. For example the same recipe
+    with `--optimizer learned-rates --forget-gate`, meta-trained as long."""
+    quick: bool = False
+    """Tune the rules in few steps on few episodes, to see what the page looks like."""
+    out: Path | None = None
+    """Folder to write to; ablation/NAME by default."""
+    common: Options = field(default_factory=Common)
+
+    def run(self) -> None:
+        """Test all variants, write the files, print the table."""
+        from metalstm.episodes import Task
+
+        if self.split not in data.SPLITS:
+            raise unknown("split", self.split, data.SPLITS)
+        if self.tasks and (self.n_way or self.n_shot):
+            raise UserError("--tasks names classes and shots: leave out --n-way and --n-shot, or --tasks")
+        tasks = [Task.parse(task) for task in self.tasks]
+        device = self.common.start()
+        from metalstm import ablation, checkpoint, kernels
+        from metalstm.report import markdown
+
+        if device.startswith("cpu"):
+            kernels.build()
+        config = checkpoint.load_method(self.checkpoint)[1]
+        tasks = tasks or [Task(self.n_way or config.n_way, self.n_shot or config.n_shot)]
+        runs = self._runs()
+        name = self.data or config.data
+        # Images are read as in training, whatever those of a folder look like.
+        traits = config.traits if name == config.data or name.startswith(PREFIX) else None
+        meta_sets = data.load(name, self.common.data_root, config.image_shape[1], traits)
+        result = ablation.ablate(
+            self.checkpoint,
+            meta_sets,
+            tasks,
+            self.split,
+            self.episodes,
+            self.n_query,
+            self.common.seed,
+            self.mean_tasks,
+            self.rivals,
+            ablation.QUICK if self.quick else ablation.SEARCH,
+            device,
+        )
+        self._note(runs, result)
+        path = checkpoint.find(self.checkpoint)
+        out = self.out or Path("ablation") / (path.parent.name if (path.parent / "config.json").exists() else path.stem)
+        ablation.write(out, result)
+        console.print(f"{out}: ablation.json, ablation.html", soft_wrap=True)
+        title = f"{self.checkpoint}, {self.split} of {config.data}, {self.episodes} episodes"
+        print(markdown(title, ablation.blocks(ablation.columns_of(result))), end="")  # noqa: T201
+
+    def _runs(self) -> dict[str, Path]:
+        """The run folders that note openings of meta-test, by what is tested; damaged ones complain now."""
+        from metalstm import checkpoint
+        from metalstm.training import record
+
+        folders = {name: checkpoint.find(name).parent for name in (self.checkpoint, *self.rivals)}
+        runs = {name: folder for name, folder in folders.items() if (folder / "config.json").exists()}
+        if self.split != "meta-test":
+            return {}
+        for folder in runs.values():
+            record.read(folder)
+        return runs
+
+    def _note(self, runs: dict[str, Path], result: dict) -> None:
+        """Note in the run folders that meta-test was opened."""
+        from metalstm.ablation import WHOLE
+        from metalstm.episodes import Task
+        from metalstm.training import record
+
+        for name, folder in runs.items():
+            tested = result if name == self.checkpoint else result["rivals"][name]
+            for task, column in result["tasks"].items():
+                variant = column["variants"][WHOLE if name == self.checkpoint else name]
+                facts = {**result, **vars(Task.parse(task)), **variant, **tested}
+                try:
+                    record.opening(folder, facts, reason=f"ablation of {self.checkpoint}")
+                except UserError as error:  # the figures are worth more than their note
+                    console.print(f"{error}; this opening of meta-test is not noted", soft_wrap=True)
+
+
+def command(words: Sequence[str]) -> Ablate:
+    """`metalstm ablate WORDS`."""
+    return parse(Ablate, words, "ablate", __doc__)
