@@ -96,7 +96,7 @@ REFUSED = {
     "task": (["--tasks", "5x1"], "no task '5x1': write 5w1s for 5-way 1-shot, 5w1s-within to stay within a group"),
     "both": (["--tasks", "3w1s", "--n-way", "3"], "--tasks names classes and shots: leave out --n-way and --n-shot"),
     "ways": (["--tasks", "1w1s"], "--n-way 1: must be at least 2"),
-    "groups": (["--tasks", "50w1s-within"], "50-way episodes within a group need 50 classes in it"),
+    "classes": (["--tasks", "9999w1s"], "9999-way episodes need 9999 classes, but"),
     "no such rival": (["--rivals", "runs/gone"], "no checkpoint at runs/gone"),
 }
 

@@ -1,7 +1,7 @@
 """Ablation: a trained method with an inner loop, taken apart on the same episodes."""
 
 from metalstm.ablation.means import Means, means
-from metalstm.ablation.measuring import MEAN_TASKS, QUICK, SEARCH, ablate
+from metalstm.ablation.measuring import MEAN_TASKS, QUICK, SEARCH, ablate, openings
 from metalstm.ablation.page import blocks, columns_of, write
 from metalstm.ablation.parts import ClassMeans
 from metalstm.ablation.variants import HEAD_RULE, RULE, WHOLE, head_alone, ruled, tune, variants
@@ -20,6 +20,7 @@ __all__ = [
     "columns_of",
     "head_alone",
     "means",
+    "openings",
     "ruled",
     "tune",
     "variants",

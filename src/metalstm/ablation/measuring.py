@@ -116,6 +116,18 @@ def ablate(
     }
 
 
+def openings(result: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """What was measured of the checkpoint, or of a rival, on each kind of task, as `evaluate_checkpoint` names it."""
+    own = name == result["checkpoint"]
+    variant, facts = (WHOLE, result) if own else (name, result["rivals"][name])
+    common = {key: result[key] for key in ("split", "n_query", "episodes", "seed")}
+    return [
+        {**common, **asdict(Task.parse(task)), **column["variants"][variant]}
+        | {"checkpoint_sha256": facts["checkpoint_sha256"]}
+        for task, column in result["tasks"].items()
+    ]
+
+
 def _loaded(name: str | Path, meta_sets: MetaSets) -> tuple[Method, RunConfig]:
     method, config, _ = checkpoint.load_method(name)
     check_data(name, config, meta_sets)

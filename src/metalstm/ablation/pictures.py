@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from metalstm.ablation.variants import WHOLE
 from metalstm.evaluation import gap
 
-TICKS = (-80, -50, -20, -10, -5, -2, -1, -0.5, 0, 0.5, 1, 2, 5, 10, 20, 50)  # of differences, in points
+TICKS = (-30, -10, -3, -1, -0.5, 0, 0.5, 1, 3, 10, 30)  # of differences, in points
 GATES = {"rate": "rate i", "f": "forget gate f"}
 
 
@@ -88,7 +88,7 @@ def first_different_loss(records: Mapping[str, Mapping[str, Any]]) -> int:
 def _gates(records: Mapping[str, Mapping[str, Any]], color: Callable[[str, int], Any]) -> Figure:
     """A row for the rate and one for f, a column for each layer; `color` takes kind and number of a task."""
     layers = list(next(iter(records.values()))["layers"])
-    figure = Figure(figsize=(2.3 * len(layers) + 1.6, 4.6), layout="constrained")
+    figure = Figure(figsize=(1.75 * len(layers) + 1.6, 4.8), layout="constrained")
     grid = figure.subplots(len(GATES), len(layers), sharex=True, squeeze=False)
     for column, layer in enumerate(layers):
         for row, (name, label) in enumerate(GATES.items()):

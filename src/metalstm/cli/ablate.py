@@ -24,7 +24,6 @@ from metalstm import data
 from metalstm.cli.common import Command, Common, Options
 from metalstm.cli.options import parse
 from metalstm.console import console
-from metalstm.data.folder import PREFIX
 from metalstm.errors import UserError, unknown
 from metalstm.settings import Count, Ways
 
@@ -73,17 +72,15 @@ class Ablate(Command):
         tasks = [Task.parse(task) for task in self.tasks]
         device = self.common.start()
         from metalstm import ablation, checkpoint, kernels
+        from metalstm.cli import tested
         from metalstm.report import markdown
 
         if device.startswith("cpu"):
             kernels.build()
         config = checkpoint.load_method(self.checkpoint)[1]
         tasks = tasks or [Task(self.n_way or config.n_way, self.n_shot or config.n_shot)]
-        runs = self._runs()
-        name = self.data or config.data
-        # Images are read as in training, whatever those of a folder look like.
-        traits = config.traits if name == config.data or name.startswith(PREFIX) else None
-        meta_sets = data.load(name, self.common.data_root, config.image_shape[1], traits)
+        runs = tested.to_note(self.split, (self.checkpoint, *self.rivals))
+        meta_sets = tested.load_data(config, self.data, self.common.data_root)
         result = ablation.ablate(
             self.checkpoint,
             meta_sets,
@@ -97,42 +94,15 @@ class Ablate(Command):
             ablation.QUICK if self.quick else ablation.SEARCH,
             device,
         )
-        self._note(runs, result)
+        for checkpoint_name, folder in runs.items():
+            for opened in ablation.openings(result, checkpoint_name):
+                tested.note(folder, opened, reason=f"ablation of {self.checkpoint}")
         path = checkpoint.find(self.checkpoint)
         out = self.out or Path("ablation") / (path.parent.name if (path.parent / "config.json").exists() else path.stem)
         ablation.write(out, result)
         console.print(f"{out}: ablation.json, ablation.html", soft_wrap=True)
         title = f"{self.checkpoint}, {self.split} of {config.data}, {self.episodes} episodes"
         print(markdown(title, ablation.blocks(ablation.columns_of(result))), end="")  # noqa: T201
-
-    def _runs(self) -> dict[str, Path]:
-        """The run folders that note openings of meta-test, by what is tested; damaged ones complain now."""
-        from metalstm import checkpoint
-        from metalstm.training import record
-
-        folders = {name: checkpoint.find(name).parent for name in (self.checkpoint, *self.rivals)}
-        runs = {name: folder for name, folder in folders.items() if (folder / "config.json").exists()}
-        if self.split != "meta-test":
-            return {}
-        for folder in runs.values():
-            record.read(folder)
-        return runs
-
-    def _note(self, runs: dict[str, Path], result: dict) -> None:
-        """Note in the run folders that meta-test was opened."""
-        from metalstm.ablation import WHOLE
-        from metalstm.episodes import Task
-        from metalstm.training import record
-
-        for name, folder in runs.items():
-            tested = result if name == self.checkpoint else result["rivals"][name]
-            for task, column in result["tasks"].items():
-                variant = column["variants"][WHOLE if name == self.checkpoint else name]
-                facts = {**result, **vars(Task.parse(task)), **variant, **tested}
-                try:
-                    record.opening(folder, facts, reason=f"ablation of {self.checkpoint}")
-                except UserError as error:  # the figures are worth more than their note
-                    console.print(f"{error}; this opening of meta-test is not noted", soft_wrap=True)
 
 
 def command(words: Sequence[str]) -> Ablate:
