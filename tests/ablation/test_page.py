@@ -30,7 +30,7 @@ def test_a_line_for_each_variant_and_two_columns_for_each_task():
     columns = columns_of(result())
     head, lines = table(columns)
     assert head == [
-        "variant", "5-way 1-shot", "minus the whole", "5-way 5-shot", "minus the whole", "20-way 1-shot",
+        "variant", "5-way 1-shot", "minus the whole", "5-way 5-shot", "minus the whole", "20-way 1-shot within a group",
         "minus the whole",
     ]  # fmt: skip
     assert [line[0] for line in lines] == [*NAMES, RIVAL]
@@ -53,15 +53,15 @@ def test_differences_are_drawn_where_they_are():
 
 def test_gates_have_a_line_for_each_task_in_each_panel():
     kinds = records(result(("5w1s", "5w5s"), n_tasks=6))
-    for figure, n_more in ((pictures.gates_by_kind(kinds), 2), (pictures.gates_by_loss(kinds), 0)):
+    by_kind = pictures.gates_by_name(kinds, {kind: [kind] * 6 for kind in kinds})
+    for figure, n_more in ((by_kind, 2), (pictures.gates_by_loss(kinds), 0)):
         panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
         assert len(panels) == 2 * 5
         assert {len(axes.lines) for axes in panels[1:]} == {12}
         assert len(panels[0].lines) == 12 + n_more, "with the legend's"
         rates = kinds["5w5s"]["layers"]["conv1"]["rate"]
         assert panels[0].lines[6].get_ydata() == pytest.approx(rates[0])
-    legend = pictures.gates_by_kind(kinds).legends[0]
-    assert [text.get_text() for text in legend.get_texts()] == ["5w1s", "5w5s"]
+    assert [text.get_text() for text in by_kind.legends[0].get_texts()] == ["5w1s", "5w5s"]
 
 
 def test_a_first_loss_that_is_the_same_for_all_tasks_colors_nothing():
@@ -91,6 +91,11 @@ def test_files(tmp_path):
     ):
         assert words in page, words
     assert "kinds of tasks" not in page, "there is one"
+    assert "Colors are the groups" not in page
+    write(tmp_path, result(("5w5s", "5w5s-within")))
+    page = (tmp_path / "ablation.html").read_text()
+    assert "kinds of tasks" in page
+    assert "Colors are the groups" in page
     made["tasks"]["5w5s"]["gates"] = None  # of an optimizer without gates
     write(tmp_path, made)
     assert "The gates of many tasks" not in (tmp_path / "ablation.html").read_text()

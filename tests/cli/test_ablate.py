@@ -68,6 +68,16 @@ def test_what_an_optimizer_does_not_have_is_left_out(fresh, tmp_path, commands):
     assert "| only the head moves |" in out
 
 
+def test_within_groups_the_page_knows_the_group_of_each_task(fresh, tmp_path, commands):
+    words = ("--tasks", "3w1s-within", "--out", tmp_path)
+    status, out, err = commands("ablate", fresh / "lslr.safetensors", *words, *FEW)
+    assert status == 0, err
+    assert "3-way 1-shot within a group" in out
+    column = json.loads((tmp_path / "ablation.json").read_text())["tasks"]["3w1s-within"]
+    assert set(column["gates"]["groups"]) <= set(data.load("glyphs").splits["meta-val"].groups)
+    assert len(column["gates"]["groups"]) == 4
+
+
 def test_each_opening_of_meta_test_is_noted_in_the_run_folders(run, tmp_path, commands):
     for name in ("run", "rival"):
         shutil.copytree(run, tmp_path / name)

@@ -158,7 +158,10 @@ def _tested(whole_first: dict[str, Method], sampler: EpisodeSampler, episodes: i
 
 @torch.no_grad()
 def _gates(method: GradientMethod, sampler: EpisodeSampler, n_tasks: int, description: str) -> dict[str, Any] | None:
-    """Of some tasks at each inner step: the loss before it, and mean f and rate of each layer; None without gates."""
+    """Of some tasks at each inner step: the loss before it, and mean f and rate of each layer; None without gates.
+
+    Within groups, also the group that each task is from.
+    """
     losses: list[list[float]] = []
     layers: dict[str, Any] = {
         layer: {"f": [], "rate": [], "place": place} for layer, place in method.learner.layers(sampler.n_way).items()
@@ -173,4 +176,9 @@ def _gates(method: GradientMethod, sampler: EpisodeSampler, n_tasks: int, descri
                 return None
             for name, values in zip(("f", "rate"), zip(*means, strict=True), strict=True):
                 of[name].append(list(values))
-    return {"loss": losses, "layers": {layer: {key: of[key] for key in ("f", "rate")} for layer, of in layers.items()}}
+    names = sampler.images.groups
+    return {
+        "groups": [names[sampler.classes(k)[0]] for k in range(n_tasks)] if sampler.within_group else None,
+        "loss": losses,
+        "layers": {layer: {key: of[key] for key in ("f", "rate")} for layer, of in layers.items()},
+    }

@@ -88,7 +88,11 @@ def _page(result: dict[str, Any]) -> list[Block]:
             f"each task of {result['split']}. If the lines of all tasks coincide, the gates are a schedule.",
         ]
         if len(records) > 1:
-            shown += ["Colors are kinds of tasks.", pictures.gates_by_kind(records)]
+            kinds = {kind: [kind] * len(record["loss"]) for kind, record in records.items()}
+            shown += ["Colors are kinds of tasks.", pictures.gates_by_name(records, kinds)]
+        if within := {kind: record for kind, record in records.items() if record["groups"]}:
+            groups = {kind: record["groups"] for kind, record in within.items()}
+            shown += ["Colors are the groups that a task's classes are from.", pictures.gates_by_name(within, groups)]
         step = pictures.first_different_loss(records)
         same = ", because with one head row for all classes the first loss is the same for every task"
         shown += [

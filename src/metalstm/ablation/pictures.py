@@ -1,6 +1,6 @@
 """Pictures of an ablation: differences from the whole, and the gates of many tasks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,21 +50,24 @@ def differences(columns: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def gates_by_kind(records: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """The gates of each layer over the inner steps, a line for each task; colors are kinds of tasks.
+def gates_by_name(records: Mapping[str, Mapping[str, Any]], names: Mapping[str, Sequence[str]]) -> Figure:
+    """The gates of each layer over the inner steps, a line for each task; colors are names.
 
     Args:
         records: Kind of task, in words -> what `ablate` has of its gates.
+        names: Kind of task -> the name of each task, that of the kind or of the group that its classes are from.
     """
-    colors = {kind: f"C{number}" for number, kind in enumerate(records)}
-    figure = _gates(records, lambda kind, _: colors[kind])
-    handles = [figure.axes[0].plot([], [], color=color, label=kind)[0] for kind, color in colors.items()]
+    known = list(dict.fromkeys(name for of_kind in names.values() for name in of_kind))
+    palette = colormaps["tab10" if len(known) <= 10 else "tab20"]
+    colors = {name: palette(number % palette.N) for number, name in enumerate(known)}
+    figure = _gates(records, lambda kind, task: colors[names[kind][task]])
+    handles = [figure.axes[0].plot([], [], color=color, label=name)[0] for name, color in colors.items()]
     figure.legend(handles=handles, loc="outside right upper", fontsize=9)
     return figure
 
 
 def gates_by_loss(records: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """The same; colors are losses of the support set, at the first step before which tasks of one kind differ."""
+    """As `gates_by_name`; colors are support losses, at the first step before which those of a kind differ."""
     step = first_different_loss(records)
     losses = {kind: [task[min(step, len(task) - 1)] for task in record["loss"]] for kind, record in records.items()}
     every = [loss for of_kind in losses.values() for loss in of_kind]
