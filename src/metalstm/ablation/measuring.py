@@ -162,23 +162,23 @@ def _gates(method: GradientMethod, sampler: EpisodeSampler, n_tasks: int, descri
 
     Within groups, also the group that each task is from.
     """
+    places = method.learner.layers(sampler.n_way)
     losses: list[list[float]] = []
-    layers: dict[str, Any] = {
-        layer: {"f": [], "rate": [], "place": place} for layer, place in method.learner.layers(sampler.n_way).items()
-    }
+    layers: dict[str, dict[str, list[list[float]]]] = {layer: {"f": [], "rate": []} for layer in places}
     for k in track(range(n_tasks), description):
-        steps = list(method.trajectory(sampler[k].support))
-        losses.append([step.loss.item() for step in steps])
+        losses.append([])
         for of in layers.values():
-            gates = [method.optimizer.gates(step.state) for step in steps]
-            means = [each[:, 0, of["place"]].mean(-1).tolist() for each in gates if each is not None]
-            if not means:
+            of["f"].append([])
+            of["rate"].append([])
+        for step in method.trajectory(sampler[k].support):
+            gates = method.optimizer.gates(step.state)
+            if gates is None:
                 return None
-            for name, values in zip(("f", "rate"), zip(*means, strict=True), strict=True):
-                of[name].append(list(values))
+            losses[-1].append(step.loss.item())
+            for layer, place in places.items():
+                f, rate = gates[:, 0, place].mean(-1).tolist()
+                layers[layer]["f"][-1].append(f)
+                layers[layer]["rate"][-1].append(rate)
     names = sampler.images.groups
-    return {
-        "groups": [names[sampler.classes(k)[0]] for k in range(n_tasks)] if sampler.within_group else None,
-        "loss": losses,
-        "layers": {layer: {key: of[key] for key in ("f", "rate")} for layer, of in layers.items()},
-    }
+    groups = [names[sampler.classes(k)[0]] for k in range(n_tasks)] if sampler.within_group else None
+    return {"groups": groups, "loss": losses, "layers": layers}
