@@ -84,8 +84,9 @@ def _page(result: dict[str, Any]) -> list[Block]:
     if records:
         shown += [
             Heading("The gates of many tasks"),
-            "theta <- f * theta - i * gradient: the mean rate i and f of each layer over the inner steps, a line for "
-            f"each task of {result['split']}. If the lines of all tasks coincide, the gates are a schedule.",
+            "theta <- f * theta - i * gradient: the mean rate i of each layer over the inner steps, and the share of "
+            f"theta that is forgotten, 1 - f. A line for each task of {result['split']}. If the lines of all tasks "
+            "coincide, the gates are a schedule.",
         ]
         if len(records) > 1:
             kinds = {kind: [kind] * len(record["loss"]) for kind, record in records.items()}

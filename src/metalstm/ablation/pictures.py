@@ -15,7 +15,7 @@ from metalstm.ablation.variants import WHOLE
 from metalstm.evaluation import gap
 
 TICKS = (-30, -10, -3, -1, -0.5, 0, 0.5, 1, 3, 10, 30)  # of differences, in points
-GATES = {"rate": "rate i", "f": "forget gate f"}
+GATES = {"rate": "rate i", "f": "1 - f"}  # f is often so near 1 that its own numbers would be nines
 
 
 def differences(columns: Mapping[str, Mapping[str, Any]]) -> Figure:
@@ -62,7 +62,7 @@ def gates_by_name(records: Mapping[str, Mapping[str, Any]], names: Mapping[str, 
     colors = {name: palette(number % palette.N) for number, name in enumerate(known)}
     figure = _gates(records, lambda kind, task: colors[names[kind][task]])
     handles = [figure.axes[0].plot([], [], color=color, label=name)[0] for name, color in colors.items()]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=9)
     return figure
 
 
@@ -98,6 +98,7 @@ def _gates(records: Mapping[str, Mapping[str, Any]], color: Callable[[str, int],
             axes = grid[row][column]
             for kind, record in records.items():
                 for task, values in enumerate(record["layers"][layer][name]):
+                    values = values if name == "rate" else [1 - f for f in values]
                     axes.plot(range(1, len(values) + 1), values, color=color(kind, task), alpha=0.5, linewidth=0.8)
             _plain_numbers(axes)
             if column == 0:
@@ -111,5 +112,5 @@ def _plain_numbers(axes: Axes) -> None:
     axes.grid(alpha=0.3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.7g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}"))
     axes.tick_params(labelsize=8)
