@@ -8,7 +8,7 @@ from metalstm.evaluation import Accuracy, plain
 from metalstm.methods.tuning import Choice
 
 NAMES = (
-    "whole", "mean gates of each coordinate and step", "mean gates of each layer", "f = 1", "gates do not see the loss",
+    "whole", "mean gates of each coordinate and step", "mean gates of each layer", "f = 1", "gates blind to loss",
     "gates remember nothing", "only the body moves", "no step, nearest class mean", "the best fixed rule, tuned",
 )  # fmt: skip
 COSTS = (0.0, 0.05, 0.2, 0.0, -0.3, -1.5, -57.0, 0.4, 0.2)
@@ -24,6 +24,7 @@ def result(tasks: tuple[str, ...] = ("5w1s", "5w5s", "20w1s-within"), n_tasks: i
         "checkpoint_sha256": "0123456789abcdef" * 4,
         "parameters": 123456,
         "optimizer_parameters": 789,
+        "transductive": False,
         "config": {"method": "meta-lstm", "optimizer": "meta-lstm", "training": {"episodes": 6000}},
     }
     columns = {}

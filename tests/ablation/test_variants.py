@@ -55,7 +55,7 @@ def test_every_variant_runs_and_leaves_the_method_as_it_was(method):
 def test_an_optimizer_is_asked_what_can_be_taken_off(name, method):
     found = variants(method, episodes(2), tiny.N_WAY)
     assert found.keys() >= ALWAYS
-    blind = {name for name in found if name.startswith("gates do not see")}
+    blind = {name for name in found if name.startswith("gates blind to")}
     assert {each.split()[-1] for each in blind} == BLIND.get(name, set())
     assert ("gates remember nothing" in found) == (name == "meta-lstm")
     has_gates = name in ("meta-lstm", "alfa", "learned-rates", "meta-sgd")

@@ -40,7 +40,7 @@ def test_all_parts_of_a_meta_lstm_on_two_kinds_of_tasks_beside_rivals(fresh, tmp
     for column in result["tasks"].values():
         found = column["variants"]
         assert next(iter(found)) == WHOLE
-        assert found.keys() >= {"mean gates of each layer", "gates do not see the gradient", "f = 1", str(rival)}
+        assert found.keys() >= {"mean gates of each layer", "gates blind to gradient", "f = 1", str(rival)}
         for each in found.values():
             assert len(each["per_episode"]) == 4
             assert tuple(each["minus_whole"].values()) == pytest.approx(gap(each, found[WHOLE]))
@@ -64,7 +64,7 @@ def test_what_an_optimizer_does_not_have_is_left_out(fresh, tmp_path, commands):
     assert status == 0, err
     (column,) = json.loads((tmp_path / "here" / "ablation.json").read_text())["tasks"].values()
     assert "mean gates of each layer" in column["variants"]
-    assert not any("see" in name or "remember" in name or name == "f = 1" for name in column["variants"])
+    assert not any("blind" in name or "remember" in name or name == "f = 1" for name in column["variants"])
     assert "| only the head moves |" in out
 
 

@@ -141,6 +141,7 @@ def _facts(name: str | Path, method: Method, config: RunConfig) -> dict[str, Any
         "checkpoint_sha256": checkpoint.sha256(checkpoint.find(name)),
         "parameters": sum(parameter.numel() for parameter in method.parameters()),
         "optimizer_parameters": sum(p.numel() for key, p in method.named_parameters() if key.startswith("optimizer.")),
+        "transductive": getattr(config.settings, "query_norm", None) == "batch",
         "config": recipes.to_dict(config),
     }
 

@@ -64,7 +64,7 @@ def _page(result: dict[str, Any]) -> list[Block]:
         *blocks(columns_of(result)),
         "Gray: the interval has 0 in it. The scale is linear within one point and logarithmic beyond.",
         f"Means are taken over {result['mean_tasks']} meta-train tasks of the same kind, at each inner step. Mean "
-        "gates take the place of f and of the rate i. Gates that do not see an input see its mean instead, after its "
+        "gates take the place of f and of the rate i. Gates blind to an input see its mean instead, after its "
         "preprocessing, while theta follows the true gradient. Gates that remember nothing start anew at every step. "
         "The nearest class mean is that by the cosine of the features at theta_0.",
         Heading("Rules in the optimizer's place"),
@@ -104,7 +104,7 @@ def _page(result: dict[str, Any]) -> list[Block]:
         *shown,
         Heading("What was tested"),
         (
-            ("checkpoint", "method", "optimizer", "parameters", "of the optimizer", "sha256"),
+            ("checkpoint", "method", "optimizer", "parameters", "of the optimizer", "answers", "sha256"),
             [
                 (
                     each["checkpoint"],
@@ -112,6 +112,7 @@ def _page(result: dict[str, Any]) -> list[Block]:
                     each["config"]["optimizer"],
                     f"{each['parameters']:,}",
                     f"{each['optimizer_parameters']:,}",
+                    "transductive" if each["transductive"] else "inductive",
                     each["checkpoint_sha256"][:12],
                 )
                 for each in (result, *result["rivals"].values())

@@ -35,8 +35,7 @@ def variants(method: GradientMethod, episodes: Iterable[Episode], n_way: int) ->
         simple = {name: GivenGates(table) for name, table in tables.items()}
         if (gates[:, 0] != 1).any():
             simple["f = 1"] = Unforgetting(optimizer)
-    simple |= {f"gates do not see {'the ' * (name != 'theta')}{name}": Blind(optimizer, name, mean)
-               for name, mean in inputs.items()}  # fmt: skip
+    simple |= {f"gates blind to {name}": Blind(optimizer, name, mean) for name, mean in inputs.items()}
     if optimizer.forget(method.start(episodes[0].support).state) is not None:
         simple["gates remember nothing"] = Forgetful(optimizer)
     found: dict[str, Method] = {name: method.with_inner_loop(optimizer=each) for name, each in simple.items()}

@@ -1,6 +1,6 @@
 """Take a trained method apart: test it with one part off, or replaced by something simpler, on the same episodes.
 
-Gates become their means over meta-train tasks, ever coarser; f becomes 1; the gates do not see an input, or remember
+Gates become their means over meta-train tasks, ever coarser; f becomes 1; gates are blind to an input, or remember
 nothing; only the head moves, or only the body; a tuned rule takes the optimizer's place; no step is taken at all. What
 a checkpoint does not have is left out. Each line shows the paired difference from the whole, with its 95 % interval:
 what the part is worth. `--rivals` tests other checkpoints on the same episodes.
