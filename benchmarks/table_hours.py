@@ -29,7 +29,7 @@ from speed import timed
 
 CLASSES = {"meta-train": 64, "meta-val": 16, "meta-test": 20}
 IMAGES = 40  # of a class: how many there are makes no difference to the time of an episode
-ABLATIONS = 13  # variants of a trained Meta-LSTM that are tested
+ABLATIONS = 19  # variants of a trained Meta-LSTM that are tested
 
 
 def main(out: Path = Path("results/speed"), size: int = 84, rounds: int = 3, threads: int = 2) -> None:

@@ -1,5 +1,6 @@
 """Episodes: small data sets, each with a support set to learn from and a query set to test on."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from metalstm.data import ImagesByClass
-from metalstm.errors import UserError
+from metalstm.errors import UserError, shown
 from metalstm.settings import check_seed
 
 
@@ -43,6 +44,34 @@ class Labeled:
 
     x: Float[Tensor, "n channels height width"]  # in 0..1
     y: Int[Tensor, " n"]  # number of the class in the meta-set
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of task; `within_group` if all classes of an episode are of one group."""
+
+    n_way: int
+    n_shot: int
+    within_group: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.n_way}w{self.n_shot}s" + ("-within" if self.within_group else "")
+
+    @property
+    def words(self) -> str:
+        """As a reader sees it."""
+        return f"{self.n_way}-way {self.n_shot}-shot" + (" within a group" if self.within_group else "")
+
+    @classmethod
+    def parse(cls, text: str) -> "Task":
+        """What `str` of a task gave.
+
+        Raises:
+            UserError: It is no such text.
+        """
+        if not (found := re.fullmatch(r"([0-9]{1,6})w([0-9]{1,6})s(-within)?", text)):
+            raise UserError(f"no task {shown(text)}: write 5w1s for 5-way 1-shot, 5w1s-within to stay within a group")
+        return cls(int(found[1]), int(found[2]), bool(found[3]))
 
 
 class EpisodeSampler:

@@ -16,7 +16,7 @@ from metalstm.console import track
 from metalstm.data import MetaSets
 from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError
-from metalstm.methods import Method
+from metalstm.methods import Method, RunConfig
 from metalstm.settings import Precision
 
 EPISODES = 600  # meta-test episodes of the paper's table
@@ -47,6 +47,17 @@ class Accuracy:
 def difference(one: Sequence[float], other: Sequence[float]) -> Accuracy:
     """Paired differences, in points, of two methods' accuracies on the same episodes."""
     return Accuracy([a - b for a, b in zip(one, other, strict=True)])
+
+
+def plain(accuracy: Accuracy) -> dict[str, Any]:
+    """An accuracy as plain values."""
+    return {"accuracy": accuracy.mean, "ci95": accuracy.ci95, "per_episode": accuracy.per_episode}
+
+
+def gap(one: dict[str, Any], other: dict[str, Any]) -> tuple[float, float]:
+    """Mean paired difference of two results, as plain values, and half the width of its 95 % interval."""
+    gaps = difference(one["per_episode"], other["per_episode"])
+    return gaps.mean, gaps.ci95
 
 
 def evaluate(
@@ -145,14 +156,7 @@ def evaluate_checkpoint(
         device = devices.usable(device)
         path = checkpoint.find(name)
         method, config, _ = checkpoint.load_method(path, changes)
-        if meta_sets.digest != config.data_digest:
-            mend = f"pass --data {config.data}"
-            if meta_sets.name == config.data:
-                mend = "the files, or the version of Pillow that resized them, differ: see metalstm data check"
-            raise UserError(
-                f"{name} was trained on {config.data} (digest {config.data_digest[:12]}), but "
-                f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): {mend}"
-            )
+        check_data(name, config, meta_sets)
         n_way = config.n_way if n_way is None else n_way
         n_shot = config.n_shot if n_shot is None else n_shot
         sampler = EpisodeSampler(meta_sets.splits[split], n_way, n_shot, n_query, seed, device, within_group)
@@ -174,6 +178,22 @@ def evaluate_checkpoint(
     }
 
 
+def check_data(name: str | Path, config: RunConfig, meta_sets: MetaSets) -> None:
+    """Whether a checkpoint was trained on some data.
+
+    Raises:
+        UserError: It was trained on other data.
+    """
+    if meta_sets.digest != config.data_digest:
+        mend = f"pass --data {config.data}"
+        if meta_sets.name == config.data:
+            mend = "the files, or the version of Pillow that resized them, differ: see metalstm data check"
+        raise UserError(
+            f"{name} was trained on {config.data} (digest {config.data_digest[:12]}), but "
+            f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): {mend}"
+        )
+
+
 def measured(method: str, data: str, split: str, sampler: EpisodeSampler, accuracy: Accuracy) -> dict[str, Any]:
     """The part of a result that every method has: what was tested, on what, and the accuracy."""
     return {
@@ -185,10 +205,8 @@ def measured(method: str, data: str, split: str, sampler: EpisodeSampler, accura
         "n_query": sampler.n_query,
         "within_group": sampler.within_group,
         "episodes": len(accuracy.per_episode),
-        "accuracy": accuracy.mean,
-        "ci95": accuracy.ci95,
         "seed": sampler.seed,
-        "per_episode": accuracy.per_episode,
+        **plain(accuracy),
     }
 
 

@@ -163,3 +163,36 @@ def test_it_works_where_tensors_have_no_values(optimizer):
     new, state = optimizer.to("meta").update(theta, theta, theta.sum(-1), optimizer.init(theta))
     assert new.device.type == "meta"
     assert all(part.device.type == "meta" for part in state)
+
+
+def test_what_the_gates_see_gives_the_state_of_the_update(optimizer):
+    theta = random(2, N)
+    state = optimizer.init(theta)
+    for t in range(3):
+        loss_grad = gradients(theta, t)
+        seen = optimizer.inputs(theta, *loss_grad)
+        theta, after = optimizer.update(theta, *loss_grad, state)
+        if seen:
+            assert all(part.shape[0] == 2 for part in seen.values())
+            for part, expected in zip(optimizer.see(seen, state), after, strict=True):
+                torch.testing.assert_close(part, expected, rtol=0, atol=1e-9)
+        else:
+            with pytest.raises(NotImplementedError, match="look at nothing"):
+                optimizer.see(seen, state)
+        state = after
+
+
+def test_every_input_matters_to_the_gates(optimizer):
+    theta = random(N)
+    _, state = steps(optimizer, theta, 1)[0]
+    seen = optimizer.inputs(theta, *gradients(theta, 1))
+    for name in seen:
+        whole, without = (optimizer.see(seen | other, state) for other in ({}, {name: seen[name] + 0.1}))
+        assert not torch.equal(optimizer.gates(whole), optimizer.gates(without)), name
+
+
+def test_a_state_that_forgets_is_as_at_the_start(optimizer):
+    theta = random(2, N)
+    _, state = steps(optimizer, theta, 2)[-1]
+    forgotten = optimizer.forget(state)
+    assert forgotten is None or all(map(torch.equal, forgotten, optimizer.init(theta)))

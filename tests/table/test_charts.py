@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.container import ErrorbarContainer
 
+from metalstm.evaluation import gap
 from metalstm.table import Cell, Task, charts, select
-from metalstm.table.contents import gap
 from report.examples import pixels
 from table.filled import result
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from metalstm.evaluation import Accuracy
+from metalstm.evaluation import Accuracy, gap
 from metalstm.table import ROWS, Cell, Task, select
-from metalstm.table.contents import bold, collect, differences, gap, spread
+from metalstm.table.contents import bold, collect, differences, spread
 from table.filled import fill, result
 
 

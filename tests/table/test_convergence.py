@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from metalstm.ablation import HEAD_RULE, RULE
 from metalstm.evaluation import evaluate
 from metalstm.optimizers import RULES
 from metalstm.table import Cell, Table, convergence, making
@@ -90,9 +91,8 @@ def test_parts(finished, learned, compared):
     tuned = compared["convergence"]["starts"]["theta_0"]
     best, choice = convergence.best_rule(tuned, list(RULES))
     assert choice.meta_val == max(tuned[rule]["choice"]["meta_val"] for rule in RULES)
-    assert parts[f"{RULES[best].label} instead, tuned"]["per_episode"] == tuned[best]["per_episode"]
-    head = parts["SGD of the head alone instead, tuned"]["per_episode"]
-    assert head == tuned["sgd-head-only"]["per_episode"]
+    assert parts[RULE]["per_episode"] == tuned[best]["per_episode"]
+    assert parts[HEAD_RULE]["per_episode"] == tuned["sgd-head-only"]["per_episode"]
     assert parts["no step, nearest class mean"]["per_episode"] == tuned["class-means"]["per_episode"]
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from metalstm.evaluation import gap
 from metalstm.table import ROWS, Cell, Table, Task, page, select
-from metalstm.table.contents import gap
 from table.conftest import BUDGET
 from table.filled import TRANSDUCTIVE, fill, put_checkpoint, result
 
@@ -132,8 +132,8 @@ def test_sections(written):
 
 def test_the_page_has_pictures_and_asks_nobody_for_anything(written):
     html = read(written, "report.html")
-    # Dots, minutes, and pairs of two columns; inner steps; learning curves of two columns; gates and confusions.
-    assert html.count("<img") == 9
+    # Dots, minutes, and pairs of two columns; inner steps; ablation; learning curves of two columns; gates; confusions.
+    assert html.count("<img") == 10
     headings = re.findall("<h2>(.*)</h2>", html)
     assert headings[:4] == ["All rows", "Accuracy against minutes", "Paired differences", "Accuracy"]
     assert "http" not in html.replace("http-equiv", "")

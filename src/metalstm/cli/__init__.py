@@ -17,7 +17,7 @@ from metalstm.errors import Interrupted, UserError, unknown
 if TYPE_CHECKING:
     from metalstm.cli.common import Command
 
-COMMANDS = ("demo", "data", "train", "evaluate", "table", "adapt", "predict", "export", "app")
+COMMANDS = ("demo", "data", "train", "evaluate", "ablate", "table", "adapt", "predict", "export", "app")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -16,8 +16,6 @@ from msgspec import Meta
 from metalstm import data
 from metalstm.cli.common import Command, Common, Options
 from metalstm.cli.options import parse
-from metalstm.console import console
-from metalstm.data.folder import PREFIX
 from metalstm.errors import UserError, unknown
 from metalstm.methods.gradient import QueryNorm
 from metalstm.settings import Count, Precision, Ways, option
@@ -59,23 +57,17 @@ class Evaluate(Command):
             raise unknown("split", self.split, data.SPLITS)
         device = self.common.start()
         from metalstm import checkpoint, distributed, files, recipes
+        from metalstm.cli import tested
         from metalstm.evaluation import evaluate_checkpoint
-        from metalstm.training import record
 
         changes = {name: getattr(self, name) for name in ("query_norm", "precision") if getattr(self, name)}
         with distributed.all_fail_together():
             config = checkpoint.load_method(self.checkpoint)[1]
-            folder = checkpoint.find(self.checkpoint).parent
-            is_opened = self.split == "meta-test" and (folder / "config.json").exists()  # for a run
-            if is_opened:
-                record.read(folder)  # complains now, not after all episodes
+            runs = tested.to_note(self.split, [self.checkpoint])
             for name, value in changes.items():
                 if not recipes.has_setting(config, name):
                     raise UserError(f"{option(name)} {value}: {config.method} has no such setting: leave it out")
-            name = self.data or config.data
-            # Images are read as in training, whatever those of a folder look like.
-            traits = config.traits if name == config.data or name.startswith(PREFIX) else None
-            meta_sets = data.load(name, self.common.data_root, config.image_shape[1], traits)
+            meta_sets = tested.load_data(config, self.data, self.common.data_root)
         result = evaluate_checkpoint(
             self.checkpoint,
             meta_sets,
@@ -91,11 +83,8 @@ class Evaluate(Command):
         )
         if distributed.rank() > 0:
             return
-        if is_opened:
-            try:
-                record.opening(folder, result)
-            except UserError as error:  # the figure is worth more than its note
-                console.print(f"{error}; this opening of meta-test is not noted", soft_wrap=True)
+        for folder in runs.values():
+            tested.note(folder, result)
         if self.json == "-":
             print(files.to_json(result))  # noqa: T201
             return

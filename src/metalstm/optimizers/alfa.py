@@ -1,7 +1,7 @@
 """ALFA: rates and decay of each layer, generated from the layer's weights and gradients."""
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -11,19 +11,11 @@ from torch import Tensor, nn
 from metalstm.learners import Learner
 from metalstm.optimizers.base import InnerOptimizer
 from metalstm.optimizers.learned_rates import at_step, spread
-from metalstm.optimizers.rules import Same, Steps, no_steps
+from metalstm.optimizers.rules import GateState, Same, no_steps
 from metalstm.settings import Positive
 
 
-class AlfaState(NamedTuple):
-    """Steps done, and the gates of the last one, for pictures."""
-
-    t: Steps
-    f: Same
-    i: Same
-
-
-class Alfa(InnerOptimizer[AlfaState]):
+class Alfa(InnerOptimizer[GateState]):
     """theta <- f * theta - i * grad, with f and i of each layer by a network that sees its mean weight and gradient.
 
     The network's output multiplies learned tables of one rate and one decay for each layer and step. Its last weights
@@ -70,24 +62,33 @@ class Alfa(InnerOptimizer[AlfaState]):
         """ALFA for a learner."""
         return cls(learner, settings.steps, settings.start_rate, generator)
 
-    def init(self, theta: Same) -> AlfaState:
+    def init(self, theta: Same) -> GateState:
         """No steps done."""
-        return AlfaState(no_steps(theta), torch.zeros_like(theta), torch.zeros_like(theta))
+        return GateState(no_steps(theta), torch.zeros_like(theta), torch.zeros_like(theta))
 
-    def gates(self, state: AlfaState) -> Float[Tensor, "2 *tasks n_params"]:
+    def gates(self, state: GateState) -> Float[Tensor, "2 *tasks n_params"]:
         """The share f of theta that the last step kept, and its rate i."""
         return torch.stack([state.f, state.i])
 
-    def update(
-        self, theta: Same, grad: Same, loss: Float[Tensor, "*tasks"], state: AlfaState
-    ) -> tuple[Same, AlfaState]:
-        """One step; arguments as in `InnerOptimizer.update`."""
-        seen = torch.cat([self._means(grad), self._means(theta)], -1)
+    def inputs(self, theta: Same, grad: Same, loss: Float[Tensor, "*tasks"]) -> dict[str, Float[Tensor, "..."]]:
+        """The means of each layer, (*tasks, n_layers)."""
+        return {"gradient": self._means(grad), "theta": self._means(theta)}
+
+    def see(self, inputs: dict[str, Float[Tensor, "..."]], state: GateState) -> GateState:
+        """The gates that the network gives for these means."""
+        seen = torch.cat([inputs["gradient"], inputs["theta"]], -1)
         hidden = torch.relu(seen @ self.hidden_weight.T + self.hidden_bias)
         by_rate, by_keep = (1 + hidden @ self.output_weight.T + self.output_bias).chunk(2, -1)
-        i = spread(by_rate * at_step(self.rates, state.t), self.lengths, theta)
-        f = spread(by_keep * at_step(self.keeps, state.t), self.lengths, theta)
-        return f * theta - i * grad, AlfaState(state.t + 1, f, i)
+        i = spread(by_rate * at_step(self.rates, state.t), self.lengths, state.i)
+        f = spread(by_keep * at_step(self.keeps, state.t), self.lengths, state.f)
+        return GateState(state.t + 1, f, i)
+
+    def update(
+        self, theta: Same, grad: Same, loss: Float[Tensor, "*tasks"], state: GateState
+    ) -> tuple[Same, GateState]:
+        """One step; arguments as in `InnerOptimizer.update`."""
+        state = self.see(self.inputs(theta, grad, loss), state)
+        return state.f * theta - state.i * grad, state
 
     def _means(self, values: Same) -> Float[Tensor, "*tasks n_layers"]:
         """The mean of each layer."""

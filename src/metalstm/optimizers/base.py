@@ -63,3 +63,23 @@ class InnerOptimizer(nn.Module, ABC, Generic[State]):
         None for a rule that has no such gates.
         """
         return None
+
+    def inputs(
+        self,
+        theta: Float[Tensor, "*tasks n_params"],
+        grad: Float[Tensor, "*tasks n_params"],
+        loss: Float[Tensor, "*tasks"],
+    ) -> dict[str, Float[Tensor, "..."]]:
+        """What the gates look at beside the state, by name, as they see it; empty if they look at nothing.
+
+        An ablation replaces one of them by its mean. Arguments as in `update`; tasks come first in every tensor.
+        """
+        return {}
+
+    def see(self, inputs: dict[str, Float[Tensor, "..."]], state: State) -> State:
+        """The state after an `update` whose gates saw these inputs, all that `inputs` names."""
+        raise NotImplementedError(f"{self.label} has gates that look at nothing")
+
+    def forget(self, state: State) -> State | None:
+        """The state without what the gates remember of earlier steps; None if they remember nothing."""
+        return None

@@ -112,6 +112,25 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         """f, and i times the factor of its layer: the rate by which a coordinate follows its gradient."""
         return torch.stack([state.f.sigmoid(), state.i.sigmoid() * self.factors(state.i.shape[-1])])
 
+    def inputs(
+        self,
+        theta: Float[Tensor, "*tasks n_params"],
+        grad: Float[Tensor, "*tasks n_params"],
+        loss: Float[Tensor, "*tasks"],
+    ) -> dict[str, Float[Tensor, "..."]]:
+        """Loss and gradient as preprocessed, (*tasks, 2) and (*tasks, 2, n_params), and theta."""
+        grad = grad * self.factors(theta.shape[-1])
+        seen = {"loss": torch.stack(preprocess(loss), -1), "gradient": torch.stack(preprocess(grad), -2)}
+        return {**seen, "theta": theta}
+
+    def see(self, inputs: dict[str, Float[Tensor, "..."]], state: MetaLSTMState) -> MetaLSTMState:
+        """The state after an update with these inputs."""
+        return MetaLSTMState(*_gates(*self._weights(), inputs["gradient"], inputs["loss"], inputs["theta"], *state))
+
+    def forget(self, state: MetaLSTMState) -> MetaLSTMState:
+        """Zeros: without h, c and the previous gates."""
+        return self.init(state.f)
+
     def update(
         self,
         theta: Float[Tensor, "*tasks n_params"],
@@ -135,15 +154,7 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
         """
         if self.layers is not None:
             grad = grad * self.factors(theta.shape[-1])
-        weights = (
-            self.weight_x,
-            self.weight_h,
-            self.bias,
-            self.weight_f,
-            self.weight_i,
-            self.bias_f,
-            self.bias_i,
-        )
+        weights = self._weights()
         if kernels.can_step(*weights, grad, loss, theta, *state):
             step = kernels.step
         else:  # a compilation pays in training only
@@ -151,6 +162,10 @@ class MetaLSTM(InnerOptimizer[MetaLSTMState]):
             step = _compiled_step() if pays else _step
         theta, *new_state = step(P, *weights, grad, loss, theta, *state)
         return theta, MetaLSTMState(*new_state)
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What is the same for all coordinates, in the order of `_step`."""
+        return self.weight_x, self.weight_h, self.bias, self.weight_f, self.weight_i, self.bias_f, self.bias_i
 
 
 def _step(
@@ -174,16 +189,39 @@ def _step(
 
     Shapes as in `MetaLSTM.update`; `p` is that of the preprocessing.
     """
+    weights = weight_x, weight_h, bias, weight_f, weight_i, bias_f, bias_i
+    seen = torch.stack(preprocess(grad, p), -2), torch.stack(preprocess(loss, p), -1)
+    h, c, f, i = _gates(*weights, *seen, theta, h, c, f, i)
+    return f.sigmoid() * theta - i.sigmoid() * grad, h, c, f, i
+
+
+def _gates(
+    weight_x: Tensor,
+    weight_h: Tensor,
+    bias: Tensor,
+    weight_f: Tensor,
+    weight_i: Tensor,
+    bias_f: Tensor,
+    bias_i: Tensor,
+    grad: Tensor,
+    loss: Tensor,
+    theta: Tensor,
+    h: Tensor,
+    c: Tensor,
+    f: Tensor,
+    i: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The new h, c, f, i; `grad` and `loss` are preprocessed."""
     # The loss is the same for every coordinate: a part of the bias.
-    bias = bias + torch.stack(preprocess(loss, p), -1) @ weight_x[:, 2:].T
-    x = torch.cat([torch.stack(preprocess(grad, p), -2), h], -2)
+    bias = bias + loss @ weight_x[:, 2:].T
+    x = torch.cat([grad, h], -2)
     gates = torch.cat([weight_x[:, :2], weight_h], 1) @ x + bias[..., None]
     input_, forget, cell, output = gates.chunk(4, -2)
     c = forget.sigmoid() * c + input_.sigmoid() * cell.tanh()
     h = output.sigmoid() * c.tanh()
     f = weight_f[:-2] @ h + weight_f[-2] * theta + weight_f[-1] * f + bias_f
     i = weight_i[:-2] @ h + weight_i[-2] * theta + weight_i[-1] * i + bias_i
-    return f.sigmoid() * theta - i.sigmoid() * grad, h, c, f, i
+    return h, c, f, i
 
 
 @cache

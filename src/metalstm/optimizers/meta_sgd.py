@@ -1,6 +1,7 @@
 """Meta-SGD: a learned rate for each coordinate."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,13 @@ from metalstm.optimizers.base import InnerOptimizer
 from metalstm.settings import Positive
 
 
-class MetaSGD(InnerOptimizer[tuple[()]]):
+class RateState(NamedTuple):
+    """The rates of the last step, to be looked at."""
+
+    i: Float[Tensor, "*tasks n_params"]
+
+
+class MetaSGD(InnerOptimizer[RateState]):
     """theta <- theta - rate * grad, with a learned rate for each coordinate; all head rows share theirs.
 
     Args:
@@ -41,17 +48,22 @@ class MetaSGD(InnerOptimizer[tuple[()]]):
         """Rates for a learner."""
         return cls(learner, settings.start_rate)
 
-    def init(self, theta: Float[Tensor, "*tasks n_params"]) -> tuple[()]:
-        """Nothing to remember."""
-        return ()
+    def init(self, theta: Float[Tensor, "*tasks n_params"]) -> RateState:
+        """No step yet."""
+        return RateState(torch.zeros_like(theta))
+
+    def gates(self, state: RateState) -> Float[Tensor, "2 *tasks n_params"]:
+        """1, and the rates."""
+        return torch.stack([torch.ones_like(state.i), state.i])
 
     def update(
         self,
         theta: Float[Tensor, "*tasks n_params"],
         grad: Float[Tensor, "*tasks n_params"],
         loss: Float[Tensor, "*tasks"],
-        state: tuple[()],
-    ) -> tuple[Float[Tensor, "*tasks n_params"], tuple[()]]:
+        state: RateState,
+    ) -> tuple[Float[Tensor, "*tasks n_params"], RateState]:
         """One step; arguments as in `InnerOptimizer.update`."""
         n_way = (theta.shape[-1] - len(self.body_rates)) // len(self.head_rates)
-        return theta - torch.cat([self.body_rates, self.head_rates.repeat(n_way)]) * grad, ()
+        i = torch.cat([self.body_rates, self.head_rates.repeat(n_way)]).expand_as(theta)
+        return theta - i * grad, RateState(i)

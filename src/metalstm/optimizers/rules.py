@@ -24,6 +24,14 @@ class StepState(NamedTuple):
     t: Steps
 
 
+class GateState(NamedTuple):
+    """Of an optimizer whose gates depend on the step: steps done, and the gates of the last one, to be looked at."""
+
+    t: Steps
+    f: Same
+    i: Same
+
+
 class MomentState(NamedTuple):
     """Of a rule that remembers one number a coordinate."""
 

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from metalstm.episodes import Task
 from metalstm.table import terms
 from metalstm.table.contents import LABELS, Result, Results, by_block, differences, inductive, published
-from metalstm.table.rows import Task
 
 COLORS = dict(zip(terms.BLOCKS, ("C0", "C1", "0.45", "C4", "0.45"), strict=True))
 FARTHEST = 10.0  # points: larger differences have the same color

@@ -7,11 +7,12 @@ from itertools import groupby
 from statistics import stdev
 from typing import Any
 
-from metalstm.evaluation import difference
+from metalstm.episodes import Task
+from metalstm.evaluation import gap
 from metalstm.methods import Published
 from metalstm.table import convergence, terms
 from metalstm.table.plan import Table
-from metalstm.table.rows import ROWS, Cell, TableRow, Task, rows_of
+from metalstm.table.rows import ROWS, Cell, TableRow, rows_of
 
 LABELS = {row.name: row.label for row in ROWS}
 Result = dict[str, Any]  # what was measured for a cell
@@ -26,7 +27,7 @@ class Contents:
         results: The rows.
         seeds: For each row that was trained from several seeds, the result of each seed.
         convergence: What `convergence.convergence` gives; None if it was not made.
-        ablation: What `ablation.ablation` gives; None if it was not made.
+        ablation: What `ablation.parts` gives; None if it was not made.
     """
 
     results: Results
@@ -108,9 +109,3 @@ def _read(table: Table, name: str) -> dict[str, Any] | None:
 def spread(runs: Mapping[str, Result]) -> float:
     """Standard deviation of accuracy between trainings."""
     return stdev(result["accuracy"] for result in runs.values())
-
-
-def gap(one: Result, other: Result) -> tuple[float, float]:
-    """Mean paired difference of two results, and half the width of its 95 % interval."""
-    gaps = difference(one["per_episode"], other["per_episode"])
-    return gaps.mean, gaps.ci95

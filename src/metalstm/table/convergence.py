@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from metalstm import checkpoint, files, recipes
-from metalstm.evaluation import Accuracy, evaluate
+from metalstm.ablation import ClassMeans, head_alone
+from metalstm.evaluation import Accuracy, evaluate, plain
 from metalstm.methods import METHODS, GradientMethod, Method, RunConfig, Tuning
 from metalstm.methods.tuning import Choice, curves, tune_rule
 from metalstm.optimizers import OPTIMIZERS, RULES
 from metalstm.table.plan import Table
-from metalstm.table.rivals import BodyFixed, ClassMeans
 from metalstm.table.rows import Cell, TableRow, rows_of
 
 FEW, MANY = 10, 30  # meta-val episodes of the two rounds in which a rule is tuned for a start
@@ -93,9 +93,7 @@ def convergence(table: Table, learned: Learned) -> dict[str, Any]:
                 rule: lambda rule=rule, longest=longest: _tuned(table, longest, rule, points, episodes)
                 for rule in RULES
             },
-            HEAD_ONLY: lambda longest=longest: _tuned(
-                table, longest.with_inner_loop(learner=BodyFixed(longest.learner)), "sgd", points, episodes
-            ),
+            HEAD_ONLY: lambda longest=longest: _tuned(table, head_alone(longest), "sgd", points, episodes),
             CLASS_MEANS: lambda method=method: _without_steps(table, ClassMeans(method), episodes),
         }
         result[start] = {name: kept(path(table, f"{start}-{name}"), follow) for name, follow in rivals.items()}
@@ -152,19 +150,14 @@ def _followed(table: Table, method: GradientMethod, points: Sequence[int], steps
     return {
         "choice": None,
         "steps": steps,
-        **measured(Accuracy(read.accuracy[:, points.index(steps)].tolist())),
+        **plain(Accuracy(read.accuracy[:, points.index(steps)].tolist())),
         "curves": {key: values.mean(0).tolist() for key, values in read._asdict().items()},
     }
 
 
 def _without_steps(table: Table, method: Method, episodes: int) -> dict[str, Any]:
     sampler = table.episodes("meta-test", table.main_task)
-    return {"choice": None, "steps": 0, **measured(evaluate(method, sampler, episodes)), "curves": None}
-
-
-def measured(accuracy: Accuracy) -> dict[str, Any]:
-    """An accuracy as plain values."""
-    return {"accuracy": accuracy.mean, "ci95": accuracy.ci95, "per_episode": accuracy.per_episode}
+    return {"choice": None, "steps": 0, **plain(evaluate(method, sampler, episodes)), "curves": None}
 
 
 def best_rule(entries: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Choice]:

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
-from metalstm import files, provenance, report
+from metalstm import ablation, files, provenance, report
+from metalstm.episodes import Task
+from metalstm.evaluation import gap
 from metalstm.methods import METHODS, Published
 from metalstm.report import Block, Heading, Strong
 from metalstm.table import charts, convergence
@@ -20,7 +22,6 @@ from metalstm.table.contents import (
     by_block,
     collect,
     differences,
-    gap,
     groups,
     inductive,
     published,
@@ -28,7 +29,7 @@ from metalstm.table.contents import (
 )
 from metalstm.table.pictures import inner_steps, pictures
 from metalstm.table.plan import Table
-from metalstm.table.rows import ROWS, Task
+from metalstm.table.rows import ROWS
 from metalstm.table.terms_page import lines_of, terms_tables
 
 PAPERS_DATA = "mini-imagenet"  # of the paper's own Table 1
@@ -214,13 +215,11 @@ def _convergence(task: Task, curves: dict[str, Any]) -> list[Block]:
 
 
 def _ablation(task: Task, parts: Mapping[str, Result]) -> list[Block]:
-    whole = parts["whole"]
-    lines = [(name, _figure(part), "" if part is whole else _signed(*gap(part, whole))) for name, part in parts.items()]
     return [
         Heading(f"What each part is worth, {task.words}"),
         "One part of the trained method is replaced, without training anew. Means of gates are taken on meta-train, "
         "and rules are tuned on meta-val.",
-        (("variant", "accuracy", "minus the whole"), lines),
+        *ablation.blocks({task.words: parts}),
     ]
 
 

@@ -6,13 +6,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from metalstm import checkpoint, report
-from metalstm.episodes import EpisodeSampler
+from metalstm.episodes import EpisodeSampler, Task
 from metalstm.evaluation import confusion
 from metalstm.report import Block, Heading
 from metalstm.table import convergence
 from metalstm.table.contents import Contents, Result
 from metalstm.table.plan import Table
-from metalstm.table.rows import Cell, Task, rows_of
+from metalstm.table.rows import Cell, rows_of
 
 GATE_TASKS, CONFUSION_EPISODES = 50, 200
 

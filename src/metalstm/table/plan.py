@@ -7,13 +7,13 @@ from typing import Any
 
 from metalstm import recipes
 from metalstm.data import MetaSets
-from metalstm.episodes import EpisodeSampler
+from metalstm.episodes import EpisodeSampler, Task
 from metalstm.errors import UserError
 from metalstm.evaluation import EPISODES
 from metalstm.learners import LEARNERS
 from metalstm.methods import RunConfig, Search
 from metalstm.settings import Precision
-from metalstm.table.rows import Cell, Task, named
+from metalstm.table.rows import Cell, named
 
 PATIENCE = 10  # validations without gain that end a training
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from metalstm.episodes import Task
 from metalstm.errors import unknown
 from metalstm.methods import METHODS, Row
 
@@ -12,23 +13,6 @@ class TableRow(Row):
     """A row with the name of its method in `METHODS`."""
 
     method: str = ""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A column of the table; `within_group` if all classes of an episode are of one group."""
-
-    n_way: int
-    n_shot: int
-    within_group: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.n_way}w{self.n_shot}s" + ("-within" if self.within_group else "")
-
-    @property
-    def words(self) -> str:
-        """As a reader sees it."""
-        return f"{self.n_way}-way {self.n_shot}-shot" + (" within a group" if self.within_group else "")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from metalstm.episodes import Task
 from metalstm.report import Block, Heading
 from metalstm.settings import TrainingSettings, to_dict
 from metalstm.table import terms
 from metalstm.table.contents import LABELS, Result, Results, by_block, groups
-from metalstm.table.rows import Task
 from metalstm.table.terms import Terms
 
 _LENGTH = {"episodes", "minutes", "val_every", "val_episodes", "patience"}  # not what is trained on, and how

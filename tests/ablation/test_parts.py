@@ -5,11 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from metalstm import recipes
+from metalstm.ablation import means, variants
+from metalstm.ablation.means import of_all_steps, of_layers, one_rate
+from metalstm.ablation.parts import BodyFixed, ClassMeans, GivenGates, Unforgetting
 from metalstm.episodes import Episode, Query, Support
 from metalstm.methods import METHODS, GradientMethod
 from metalstm.optimizers import RULES, MetaLSTM
 from metalstm.settings import Traits
-from metalstm.table import rivals
 
 SHAPE, N_WAY, N_SHOT = (1, 16, 16), 3, 2
 
@@ -39,10 +41,16 @@ def gates(method: GradientMethod, support: Support) -> torch.Tensor:
     return torch.stack([each for each in steps if each is not None])  # (n_steps, 2, 1, n_params)
 
 
+def mean_gates(method: GradientMethod, n_tasks: int) -> torch.Tensor:
+    table = means(method, map(episode, range(n_tasks))).gates
+    assert table is not None
+    return table
+
+
 @torch.no_grad()
 def test_the_gates_of_one_task_given_back_take_the_same_steps():
     method, support = learned(), episode(0).support
-    given = method.with_inner_loop(optimizer=rivals.GivenGates(gates(method, support)[:, :, 0]))
+    given = method.with_inner_loop(optimizer=GivenGates(gates(method, support)[:, :, 0]))
     for step, other in zip(method.trajectory(support), given.trajectory(support), strict=True):
         torch.testing.assert_close(other.theta, step.theta)
 
@@ -51,14 +59,14 @@ def test_the_gates_of_one_task_given_back_take_the_same_steps():
 def test_given_gates_serve_a_batch_of_tasks_and_more_steps():
     method, both = learned(), [episode(number).support for number in (0, 1)]
     batch = Support(torch.cat([each.x for each in both]), torch.cat([each.y for each in both]), N_WAY)
-    table = rivals.mean_gates(method, map(episode, range(2)))
-    given = method.with_inner_loop(optimizer=rivals.GivenGates(table), epochs=5)
+    table = mean_gates(method, 2)
+    given = method.with_inner_loop(optimizer=GivenGates(table), epochs=5)
     together = list(given.trajectory(batch))
     assert len(together) == 5
     for task, support in enumerate(both):
         for step, alone in zip(together, given.trajectory(support), strict=True):
             torch.testing.assert_close(step.theta[task], alone.theta[0])
-    last = rivals.GivenGates(table[-1:])
+    last = GivenGates(table[-1:])
     onward = last.update(together[3].theta, torch.ones_like(together[3].theta), together[3].loss, together[0].state)
     torch.testing.assert_close(onward[0], table[-1, 0] * together[3].theta - table[-1, 1])
 
@@ -66,17 +74,17 @@ def test_given_gates_serve_a_batch_of_tasks_and_more_steps():
 @torch.no_grad()
 def test_means_of_gates():
     method = learned()
-    table = rivals.mean_gates(method, map(episode, range(3)))
+    table = mean_gates(method, 3)
     expected = torch.stack([gates(method, episode(number).support)[:, :, 0] for number in range(3)]).mean(0)
     torch.testing.assert_close(table, expected)
     layers = method.learner.layers(N_WAY)
-    by_layer = rivals.of_layers(table, layers.values())
+    by_layer = of_layers(table, layers.values())
     assert by_layer.shape == table.shape
     for place in layers.values():
         torch.testing.assert_close(by_layer[..., place], table[..., place].mean(-1, True).expand_as(table[..., place]))
-    torch.testing.assert_close(rivals.of_all_steps(by_layer)[0], by_layer.mean(0))
+    torch.testing.assert_close(of_all_steps(by_layer)[0], by_layer.mean(0))
     head = slice(method.learner.n_body, None)
-    one = rivals.one_rate(table, head, head)
+    one = one_rate(table, head, head)
     assert (one[0, 0] == 1).all()
     assert not one[0, 1, : head.start].any()
     torch.testing.assert_close(one[0, 1, head], table[:, 1, head].mean().expand_as(one[0, 1, head]))
@@ -86,7 +94,7 @@ def test_means_of_gates():
 def test_without_forgetting_theta_follows_the_gradient_alone():
     method, support = learned(), episode(0).support
     assert (gates(method, support)[:, 0] < 1).all()
-    unforgetting = method.with_inner_loop(optimizer=rivals.Unforgetting(method.optimizer))
+    unforgetting = method.with_inner_loop(optimizer=Unforgetting(method.optimizer))
     kept = gates(unforgetting, support)
     assert len(kept) == 3
     assert (kept[:, 0] == 1).all()
@@ -105,7 +113,7 @@ def test_without_forgetting_theta_follows_the_gradient_alone():
 @torch.no_grad()
 def test_a_fixed_body_does_not_move(rule, keep_moments):
     method, support = learned(keep_moments), episode(0).support
-    fixed = method.with_inner_loop(optimizer=RULES[rule](0.1), learner=rivals.BodyFixed(method.learner))
+    fixed = method.with_inner_loop(optimizer=RULES[rule](0.1), learner=BodyFixed(method.learner))
     n_body = method.learner.n_body
     start = method.start(support).theta
     steps = list(fixed.trajectory(support))
@@ -118,7 +126,7 @@ def test_a_fixed_body_does_not_move(rule, keep_moments):
 def test_the_first_step_of_a_head_alone_is_that_of_the_whole():
     method, support = learned(), episode(0).support
     whole = method.with_inner_loop(optimizer=RULES["sgd"](0.1))
-    head = whole.with_inner_loop(learner=rivals.BodyFixed(method.learner))
+    head = whole.with_inner_loop(learner=BodyFixed(method.learner))
     first, alone = next(whole.trajectory(support)), next(head.trajectory(support))
     n_body = method.learner.n_body
     torch.testing.assert_close(alone.theta[..., n_body:], first.theta[..., n_body:])
@@ -130,8 +138,8 @@ def test_class_means(keep_moments):
     """The class whose mean feature of length 1 has the highest cosine, at theta_0."""
     query_norm = "running" if keep_moments else "support"
     method, one = learned(keep_moments, query_norm=query_norm), episode(0)
-    means = rivals.ClassMeans(method)
-    scores = means.logits(means.adapt(one.support), one.query.x)
+    nearest = ClassMeans(method)
+    scores = nearest.logits(nearest.adapt(one.support), one.query.x)
     moments = method.finish(method.start(one.support), one.support)["moments"]
     theta = method.theta_0(N_WAY)[None]
     support, query = (
@@ -145,13 +153,13 @@ def test_class_means(keep_moments):
 def test_simpler_things_are_methods_that_leave_the_method_as_it_was():
     method = learned()
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    variants = rivals.simpler(method, map(episode, range(2)), N_WAY)
+    parts = variants(method, map(episode, range(2)), N_WAY)
     one = episode(5)
-    for variant in variants.values():
+    for variant in parts.values():
         logits = variant.logits(variant.adapt(one.support), one.query.x)
         assert logits.shape == (1, 6, N_WAY)
     assert (
-        not variants["no step"]
+        not parts["no step"]
         .adapt(one.support)["theta"][0, method.learner.n_body :]
         .ne(method.theta_0(N_WAY)[method.learner.n_body :])
         .any()
