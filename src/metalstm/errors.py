@@ -23,8 +23,8 @@ def is_full(error: BaseException) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in a message, in at most 200 characters: what a file holds has no bounds."""
-    text = repr(value)
+    """A value in a message, in one line of at most 200 characters: what a file holds has no bounds."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

@@ -1,8 +1,10 @@
 """How the words of a command become its options."""
 
 import ast
+import contextlib
 import difflib
 import inspect
+import io
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,7 +50,7 @@ def parse(
 
     Raises:
         UserError: There is no such option, or values are not allowed.
-        SystemExit: The help was asked for, or a value is missing or of a wrong type.
+        SystemExit: The help was asked for.
     """
     for part in _parts(kind):
         _explain_fields(part)
@@ -60,13 +62,31 @@ def parse(
     if {"-h", "--help"} & {*words}:
         print(_wrapped(about or ""))  # noqa: T201
     defaults: dict[str, Any] = {} if default is None else {"default": default}
-    command, odd = tyro.cli(
-        kind, args=words, prog=f"metalstm {name}", description="", return_unknown_args=True, **defaults
-    )
+    command, odd = parsed(kind, words, name, description="", **defaults)
     if odd:
         raise _unexpected(odd, name, option_names(kind), owners())
     settings.check(*_values(command))
     return command
+
+
+def parsed(kind: Any, words: Sequence[str], name: str, **options: Any) -> Any:
+    """What tyro makes of some words, and the words that it does not know.
+
+    Raises:
+        UserError: A value is missing or of a wrong type.
+        SystemExit: The help was asked for.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=words, prog=f"metalstm {name}", return_unknown_args=True, **options)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        lines = [line.strip(" │") for line in said.getvalue().splitlines()[1:]]  # below the title, in a box
+        rule = next((number for number, line in enumerate(lines) if not line.strip("─-")), len(lines))
+        reason = " ".join(lines[:rule]).rstrip(". ")
+        raise UserError(f"{reason}: metalstm {name} --help shows what it takes") from None
 
 
 def option_names(kind: Any) -> list[str]:
