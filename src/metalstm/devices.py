@@ -14,7 +14,9 @@ def usable(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
         torch.zeros(1, device=found).item()
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        raise UserError(f"--device {device if isinstance(device, str) else shown(device)}: not usable here ({reason}): pass --device cpu") from error
+        raise UserError(
+            f"--device {device if isinstance(device, str) else shown(device)}: not usable here ({reason}): pass --device cpu"
+        ) from error
     return found

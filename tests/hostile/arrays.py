@@ -14,9 +14,12 @@ from metalstm import checkpoint, recipes
 from metalstm.classifier import Classifier
 
 DTYPES = ["u1", "?", "i1", "i8", "u2", "f2", "f4", "f8", "c8", "O", "U3", "S3", "M8[s]", "m8[s]", "V4", "u1,u1"]
-SHAPES = [(), (0,), (1,), (6,), (6, 16), (16, 16), (16, 0), (6, 16, 16), (16, 16, 1), (16, 16, 3), (16, 16, 4), (3, 16, 16),
-          (6, 16, 16, 1), (6, 16, 16, 3), (6, 3, 16, 16), (6, 1, 1, 1), (6, 16, 16, 5), (1, 2, 3, 4, 5), (6, 0, 16, 3), (6, 3000, 1)]  # fmt: skip
-ODD = [None, b"", "", "no file", Path("/etc/passwd"), Path("/"), "a\0b", "x" * 2000, object(), {}, {"a": 1}, {1, 2}, 0, 1.5,
+SHAPES = [(), (0,), (1,), (6,), (6, 16), (16, 16), (16, 0), (6, 16, 16), (16, 16, 1), (16, 16, 3), (16, 16, 4), (3,
+    16, 16),
+          (6, 16, 16, 1), (6, 16, 16, 3), (6, 3, 16, 16), (6, 1, 1, 1), (6, 16, 16, 5), (1, 2, 3, 4, 5), (6, 0, 16,
+          3), (6, 3000, 1)]  # fmt: skip
+ODD = [None, b"", "", "no file", Path("/etc/passwd"), Path("/"), "a\0b", "x" * 2000, object(), {}, {"a": 1}, {1, 2},
+    0, 1.5,
        float("nan"), 10**400, [], [[]], [None], (), "\ud800", range(6), np.nan, Ellipsis, int, print, 2j, slice(3),
        np.str_("a"), np.bool_(True), np.datetime64("2020"), np.ma.masked, memoryview(b"abc"), bytearray(9)]  # fmt: skip
 
@@ -72,9 +75,11 @@ class Cases:
     def _array(self, random: Random) -> Any:
         shape = SHAPES[random.randint(len(SHAPES))]
         kind = np.dtype(DTYPES[random.randint(len(DTYPES))] if random.rand() < 0.6 else "u1")
-        values = np.frombuffer(random.bytes(kind.itemsize * int(np.prod(shape)) or 1)[: kind.itemsize * int(np.prod(shape))],
-                               kind if kind != object else "u8")  # fmt: skip
-        array = values.reshape(shape).astype(kind) if kind.kind not in "fc" else np.asarray(random.rand(*shape)).astype(kind)
+        if kind.kind in "fc":
+            array = np.asarray(random.rand(*shape)).astype(kind)
+        else:
+            n_bytes = kind.itemsize * int(np.prod(shape))
+            array = np.frombuffer(random.bytes(n_bytes), kind if kind.kind != "O" else "u8").reshape(shape).astype(kind)
         if array.size and kind.kind == "f" and random.rand() < 0.3:
             array.flat[0] = [np.nan, np.inf, -1, 2, 255][random.randint(5)]
         match random.randint(6):

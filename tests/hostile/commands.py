@@ -14,10 +14,14 @@ from metalstm.classifier import Classifier
 from metalstm.errors import UserError
 
 VALUES = [
-    "", "0", "-1", "1", "2", "3", "0.5", "-0.5", "1e400", "nan", "inf", "-inf", "10" * 30, "1_0", "0x10", "x", "-", "--",
-    "None", "True", "[]", "()", ",", "1,2", "*", "a b", "\n", "\x1b[31m", "\u202e", "\udcff", "y" * 5000, "..", "../..", "/",
-    "/dev/null", "/dev/full", "/proc/self/mem", "missing/file", "folder:", "folder:/", "folder:missing", "cuda", "cuda:9",
-    "meta", "cpu:1", "mps", "auto", "support", "batch", "running", "paper", "best", "sgd", "meta-lstm", "glyphs", "omniglot",
+    "", "0", "-1", "1", "2", "3", "0.5", "-0.5", "1e400", "nan", "inf", "-inf", "10" * 30, "1_0", "0x10", "x", "-",
+    "--",
+    "None", "True", "[]", "()", ",", "1,2", "*", "a b", "\n", "\x1b[31m", "\u202e", "\udcff", "y" * 5000, "..",
+    "../..", "/",
+    "/dev/null", "/dev/full", "/proc/self/mem", "missing/file", "folder:", "folder:/", "folder:missing", "cuda",
+    "cuda:9",
+    "meta", "cpu:1", "mps", "auto", "support", "batch", "running", "paper", "best", "sgd", "meta-lstm", "glyphs",
+    "omniglot",
     "--help", "--debug=1", "'", '"', "$(touch canary)", ";", "|", "%s", "{}", "@file", "-h=1", "=",
 ]  # fmt: skip
 LINES = [
@@ -93,8 +97,9 @@ class Cases:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             try:
                 cli.parse([name, *words])
-            except SystemExit as error:
-                assert not error.code
+            except SystemExit as end:  # of the help
+                if end.code:
+                    raise AssertionError(f"status {end.code}") from end
 
     def _usual(self, name: str, random: Random) -> list[str]:
         """Words with which a command does something."""
@@ -102,7 +107,8 @@ class Cases:
         match name:
             case "train":
                 method = ["meta-lstm", "protonet", "maml", "matching-net", "finetune", "r2d2"][random.randint(6)]
-                return ["--data", "folder:images", "--method", method, "--out", f"runs/{random.randint(10**9)}", "--n-way", "2",
+                return ["--data", "folder:images", "--method", method, "--out", f"runs/{random.randint(10**9)}",
+                "--n-way", "2",
                         "--n-shot", "1", "--n-query", "1"]  # fmt: skip
             case "evaluate":
                 return [path, "--data", "folder:images", "--n-way", "1", "--n-shot", "1"]

@@ -14,9 +14,11 @@ from hostile.mutations import Random, mutated_bytes
 from metalstm import checkpoint, data, recipes
 from metalstm.classifier import Classifier
 
-WORDS = ["=1+1", "=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a\nb", "\x1b[31mred\x1b]0;title\x07", "a,b",
-         '"', "'", "-", "--help", "\u202egnp", "\u2028", "e\u0301", "\u00e9", "\udcff", "x" * 200, " ", "..", "a;b", "%n",
-         "{0}", "[red]x[/red]", "$(touch canary)", "`touch canary`", "n01532829", "con", "=", "-12.5", "+x"]  # fmt: skip
+WORDS = [
+    "=1+1", "=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a\nb", "\x1b[31mred\x1b]0;title\x07", "a,b",
+    '"', "'", "-", "--help", "\u202egnp", "\u2028", "e\u0301", "\u00e9", "\udcff", "x" * 200, " ", "..", "a;b", "%n", "{0}",
+    "[red]x[/red]", "$(touch canary)", "`touch canary`", "n01532829", "con", "=", "-12.5", "+x",
+]  # fmt: skip
 
 
 class Cases:
@@ -81,7 +83,8 @@ class Cases:
         assert sets.splits["meta-train"].classes
 
     def _predict(self, random: Random) -> None:
-        """What is written about classes and files of any name: tables without formulas, text without control characters."""
+        """What is written about classes and files of any name: tables without formulas,
+        text without control characters."""
         names = list(dict.fromkeys(word(random) for _ in range(9)))[:3]
         Classifier(self.path).fit(IMAGES[: len(names)], names).save(self.classifier)
         files = [self.root / f"{word(random)}.png".replace("/", "_") for _ in range(3)]

@@ -35,14 +35,18 @@ def main(folder: Path, parts: list[str]) -> int:
     """Run the cases, and print how they ended; gives the number of failures."""
     import torch
 
+    os.environ["MPLCONFIGDIR"] = str(folder / "matplotlib")
+    import matplotlib.font_manager  # starts a program once
+
     import metalstm.console
     from metalstm import kernels
 
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))  # what asks for more must not stop the machine
     torch.set_num_threads(1)
     kernels.build()
+    assert matplotlib.font_manager
     metalstm.console.console.quiet = True
-    os.environ |= {"METALSTM_CACHE": str(folder / "cache"), "MPLCONFIGDIR": str(folder / "matplotlib")}
+    os.environ["METALSTM_CACHE"] = str(folder / "cache")
     tempfile.tempdir = str(folder)
     os.chdir(folder)
     failures, watch = 0, Watch(folder)
@@ -70,7 +74,7 @@ def run(kind: str, cases: Any, watch: Watch, numbers: range) -> dict[str, Any]:
         peak_of_case()
         try:
             with watch:
-                cases(np.random.RandomState([KINDS.index(kind), number]), number)
+                cases(np.random.RandomState([list(KINDS).index(kind), number]), number)
             end = "read"
         except UserError as error:
             end, text = "refused", str(error)

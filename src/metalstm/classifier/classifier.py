@@ -11,7 +11,16 @@ from jaxtyping import Bool, Float
 from metalstm import checkpoint
 from metalstm.classifier import files
 from metalstm.classifier.cross_validation import Estimate, cross_validate
-from metalstm.classifier.inputs import Pixels, Task, as_classes, as_labels, as_list, one_for_each, read_files, read_images
+from metalstm.classifier.inputs import (
+    Pixels,
+    Task,
+    as_classes,
+    as_labels,
+    as_list,
+    one_for_each,
+    read_files,
+    read_images,
+)
 from metalstm.classifier.meta_learner import MetaLearner, choose
 from metalstm.classifier.network import Network
 from metalstm.errors import UserError, unknown

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 
 from metalstm.classifier.network import BATCH, to_x
-from metalstm.console import progress
+from metalstm.console import printable, progress
 from metalstm.episodes import Support
 from metalstm.errors import UserError, shown
 from metalstm.images import Preprocessing
@@ -68,7 +68,9 @@ def as_labels(labels: Any, n_images: int, least: int = 1) -> np.ndarray:
         raise UserError(f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: give 2 to {MAX_WAY}")
     if counts.min() < least:
         smallest = classes[counts.argmin()]
-        raise UserError(f"an estimate of the accuracy needs {least} images per class, but {smallest} has 1")
+        raise UserError(
+            f"an estimate of the accuracy needs {least} images per class, but {printable(str(smallest))} has 1"
+        )
     return labels
 
 
