@@ -16,7 +16,6 @@ def usable(device: torch.device | str) -> torch.device:
         torch.zeros(1, device=found).item()
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
-        raise UserError(
-            f"--device {device if isinstance(device, str) else shown(device)}: not usable here ({reason}): pass --device cpu"
-        ) from error
+        named = device if isinstance(device, str) else shown(device)
+        raise UserError(f"--device {named}: not usable here ({reason}): pass --device cpu") from error
     return found

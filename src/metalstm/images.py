@@ -195,7 +195,7 @@ def open_image(source: Any, least: int, name: str = "the image") -> Iterator["Im
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "repair or remove it"
         if isinstance(error, UnidentifiedImageError):
-            empty = Path(source).is_file() and not Path(source).stat().st_size
+            empty = Path(name).is_file() and not Path(name).stat().st_size
             reason = "it is empty" if empty else "no format that is known here"
             remedy = "remove it" if empty else "save it as JPEG or PNG, or remove it"
         elif isinstance(error, OSError) and error.strerror:  # without the path, which the message already has

@@ -16,8 +16,8 @@ from metalstm.classifier import Classifier
 
 WORDS = [
     "=1+1", "=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a\nb", "\x1b[31mred\x1b]0;title\x07", "a,b",
-    '"', "'", "-", "--help", "\u202egnp", "\u2028", "e\u0301", "\u00e9", "\udcff", "x" * 200, " ", "..", "a;b", "%n", "{0}",
-    "[red]x[/red]", "$(touch canary)", "`touch canary`", "n01532829", "con", "=", "-12.5", "+x",
+    '"', "'", "-", "--help", "\u202egnp", "\u2028", "e\u0301", "\u00e9", "\udcff", "x" * 200, " ", "..", "a;b", "%n",
+    "{0}", "[red]x[/red]", "$(touch canary)", "`touch canary`", "n01532829", "con", "=", "-12.5", "+x",
 ]  # fmt: skip
 
 

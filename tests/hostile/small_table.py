@@ -11,5 +11,5 @@ if __name__ == "__main__":
     search = Search(few=2, many=3, read_at=(1, 2))
     budget = table.Budget(train_episodes=4, val_every=2, val_episodes=2, search=search, test_episodes=4)
     making = table.Table(data.load(f"folder:{images}", image_size=16), out, budget)
-    table.make(making, table.select("pixels", "protonet", "sgd"), [])
+    table.make(making, table.select("nearest-neighbor-pixels", "protonet", "finetune-sgd"), [])
     table.write(making)

@@ -136,20 +136,20 @@ class PlainUnpickler(pickle._Unpickler):
         code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
     }
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
+    def find_class(self, module: str, name: str) -> Any:
         """What stands for a name in the file.
 
         Raises:
             pickle.UnpicklingError: Nothing does.
         """
-        match module_name, global_name:
+        match module, name:
             case "numpy", "dtype":
                 return np.dtype
             case "numpy", "ndarray":
                 return None  # the first argument of the other one
             case "numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct":  # NumPy 1, 2
                 return lambda kind, shape, dtype: np.empty(0)  # its shape and bytes come later
-        raise pickle.UnpicklingError(f"its pickle asks for {module_name}.{global_name}, which is refused")
+        raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which is refused")
 
 
 def unpickle(content: bytes) -> Any:

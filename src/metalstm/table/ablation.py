@@ -43,7 +43,11 @@ def ablation(table: Table, learned: Learned, tuned: dict[str, Any]) -> dict[str,
     }
     sampler = table.episodes("meta-test", table.main_task)
     return {
-        name: convergence.measured(evaluate(variant, sampler, table.budget.test_episodes, f"ablation: {name}"))
+        name: convergence.noted(
+            table,
+            f"ablation: {name}",
+            convergence.measured(evaluate(variant, sampler, table.budget.test_episodes, f"ablation: {name}")),
+        )
         for name, variant in variants.items()
     }
 
