@@ -20,7 +20,7 @@ VALUES = [
     "../..", "/",
     "/dev/null", "/dev/full", "/proc/self/mem", "missing/file", "folder:", "folder:/", "folder:missing", "cuda",
     "cuda:9",
-    "meta", "cpu:1", "mps", "auto", "support", "batch", "running", "paper", "best", "sgd", "meta-lstm", "glyphs",
+    "meta", "cpu:1", "mps", "auto", "support", "batch", "running", "paper", "best", "sgd", "meta-lstm",
     "omniglot",
     "--help", "--debug=1", "'", '"', "$(touch canary)", ";", "|", "%s", "{}", "@file", "-h=1", "=",
 ]  # fmt: skip

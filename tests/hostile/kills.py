@@ -13,6 +13,7 @@ import numpy as np
 
 import helpers
 from helpers import TINY, assert_same_tensors, flags, metrics
+from metalstm.data import SPLITS
 
 KINDS = {
     "train": 10,
@@ -103,10 +104,15 @@ def make_jobs(folder: Path) -> dict[str, Job]:
     data, large = folder / "images", folder / "large"
     if not data.exists():
         helpers.make_folder(data)
-        for path in sorted(data.rglob("*.png")):
-            for copy in range(8):
-                (large / path.parent.name).mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, large / path.parent.name / f"{path.stem}-{copy}.png")
+        helpers.make_folder(folder / "more", seed=1)
+        classes = [*sorted(data.glob("class *")), *sorted((folder / "more").glob("class *"))][:15]
+        for k, split in enumerate(SPLITS):
+            names = [f"class {number}" for number in range(5 * k, 5 * k + 5)]
+            for name, source in zip(names, classes[5 * k :], strict=False):
+                (large / name).mkdir(parents=True)
+                for copy in range(40):
+                    shutil.copy(source / f"{copy % helpers.N_IMAGES}.png", large / name / f"{copy}.png")
+            (large / f"{split}.txt").write_text("\n".join(names))
 
     def train(**options: object) -> Callable[[Path], list[str]]:
         more = {"data": f"folder:{data}", "val_every": 4, "val_episodes": 2, "threads": 1, "resume": True} | options

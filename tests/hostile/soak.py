@@ -103,7 +103,9 @@ def soak(folder: Path, n_cases: int, kills: int, clients: int, minutes: float, j
         }
 
         for kind, future in killed.items():
-            rows[f"kill {kind}"] = future.result()
+            error = future.exception()
+            failed = {"cases": 0, "failures": [f"{kind}: {error!r:.1000}"], "seconds": 0}
+            rows[f"kill {kind}"] = failed if error else future.result()
     if clients:
         (folder / "page").mkdir()
         rows[f"{clients} clients"] = visit(folder / "page", clients, minutes)

@@ -5,10 +5,12 @@ import contextlib
 import difflib
 import inspect
 import io
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
@@ -83,9 +85,9 @@ def parsed(kind: Any, words: Sequence[str], name: str, **options: Any) -> Any:
     except SystemExit as end:
         if not end.code:
             raise
-        lines = [line.strip(" │") for line in said.getvalue().splitlines()[1:]]  # below the title, in a box
-        rule = next((number for number, line in enumerate(lines) if not line.strip("─-")), len(lines))
-        reason = " ".join(lines[:rule]).rstrip(". ")
+        lines = (line.strip(" │") for line in _plain(said.getvalue()).splitlines()[1:])  # below the title, in a box
+        parts = (list(part) for is_rule, part in groupby(lines, lambda line: not line.strip("─-")) if not is_rule)
+        reason = " ".join(next(parts, [])).rstrip(". ")
         raise UserError(f"{reason}: metalstm {name} --help shows what it takes") from None
 
 
@@ -173,6 +175,11 @@ def _wrapped(text: str) -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(textwrap.fill(" ".join(each.split()), width) for each in paragraphs) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text without colors."""
+    return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
 def _unexpected(odd: Sequence[str], name: str, known: Sequence[str], owners: Mapping[str, str]) -> UserError:
