@@ -12,6 +12,10 @@ class UserError(Exception):
     The command line prints the message as one line on stderr and exits with status 2.
     """
 
+    def __str__(self) -> str:
+        """The message in one line, whatever the names in it hold."""
+        return " ".join(super().__str__().splitlines())
+
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM stopped something that can be resumed; everything is saved."""

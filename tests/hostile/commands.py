@@ -16,7 +16,7 @@ from metalstm.errors import UserError
 VALUES = [
     "", "0", "-1", "1", "2", "3", "0.5", "-0.5", "1e400", "nan", "inf", "-inf", "10" * 30, "1_0", "0x10", "x", "-",
     "--",
-    "None", "True", "[]", "()", ",", "1,2", "*", "a b", "\n", "\x1b[31m", "\u202e", "\udcff", "y" * 5000, "..",
+    "None", "True", "[]", "()", ",", "1,2", "*", "a b", "\n", "\x1b[31m", "\u202e", "\udcff", "y" * 500, "..",
     "../..", "/",
     "/dev/null", "/dev/full", "/proc/self/mem", "missing/file", "folder:", "folder:/", "folder:missing", "cuda",
     "cuda:9",
@@ -92,7 +92,8 @@ class Cases:
         words = [*self._usual(name, random), *words] if random.rand() < 0.9 else words
         lines = LINES[random.randint(len(LINES))]
         if name in END and not {"--debug", "--debug=1"} & {*words}:
-            run(name, *words, *END[name], stdin=lines)
+            images = ["--data", "folder:images"] if name == "train" and "--data" not in words else []  # not the glyphs
+            run(name, *words, *END[name], *images, stdin=lines)
             return
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             try:
