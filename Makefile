@@ -11,7 +11,7 @@ PIP_REST := $(PIP) --no-build-isolation --constraint constraints.txt
 # One worker for each core, with one torch thread each.
 PYTEST_ARGS ?= --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test format docs licenses constraints clean
+.PHONY: demo test soak format docs licenses constraints clean
 
 demo: .venv/core
 	.venv/bin/metalstm demo
@@ -21,6 +21,11 @@ test: .venv/dev
 	.venv/bin/ruff check
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	.venv/bin/pytest $(PYTEST_ARGS)
+
+# Hostile cases, kills and clients at length: about an hour on 2 cores.
+# Shorter: make soak SOAK_ARGS="--cases 2000 --kills 5 --clients 10 --minutes 1"
+soak: .venv/dev
+	PYTHONPATH=tests .venv/bin/python -m hostile.soak $(SOAK_ARGS)
 
 format: .venv/dev
 	.venv/bin/ruff format

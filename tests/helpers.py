@@ -94,10 +94,10 @@ def metalstm(*words: object, cache: Path, preexec_fn: Callable[[], object] | Non
     )
 
 
-def start(*words: object, cache: Path) -> subprocess.Popen[str]:
-    """Start the real command."""
+def start(*words: object, cache: Path, module: str = "metalstm") -> subprocess.Popen[str]:
+    """Start the real command, or another module."""
     return subprocess.Popen(
-        [sys.executable, "-m", "metalstm", *map(str, words)],
+        [sys.executable, "-m", module, *map(str, words)],
         env=_environment(cache),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

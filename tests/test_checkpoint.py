@@ -176,6 +176,15 @@ def test_a_training_state_comes_back_with_every_bit_and_goes_on_alike():
     assert_same(checkpoint.training_state(*whole), checkpoint.training_state(*again))
 
 
+def test_a_number_of_steps_below_zero_is_refused():
+    methods = [recipes.build(recipes.from_dict(content()[1]["config"])) for _ in range(2)]
+    one, other = ((method, torch.optim.Adam(method.parameters(), lr=0.01)) for method in methods)
+    steps(range(1), *one)
+    state = checkpoint.training_state(*one) | {"optimizer.0.step": torch.tensor(-3e38)}
+    with pytest.raises(ValueError, match=r"^optimizer\.0\.step is -3e\+38$"):
+        checkpoint.restore_training_state(*other, state)
+
+
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():

@@ -20,7 +20,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from metalstm import files, recipes
-from metalstm.errors import UserError, unknown
+from metalstm.errors import UserError, shown, unknown
 from metalstm.methods import Method, RunConfig
 from metalstm.settings import Amount, Count, Finite, NotNegative, Positive, Ways
 
@@ -197,6 +197,8 @@ def find(name: str | Path) -> Path:
     Raises:
         UserError: There is no such thing.
     """
+    if not isinstance(name, str | Path):
+        raise UserError(f"checkpoint {shown(name)}: give the name of a shipped one, a run folder or a file")
     path = Path(name)
     if path.is_dir():
         if (path / "best.safetensors").exists():
@@ -239,6 +241,8 @@ def restore_training_state(method: Method, optimizer: torch.optim.Optimizer, ten
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):
             _, index, name = key.split(".")
+            if name == "step" and tensor < 0:  # an exponent
+                raise ValueError(f"{key} is {tensor.item():g}")
             state.setdefault(int(index), {})[name] = tensor
     method.load_state_dict(method_state(tensors))
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})

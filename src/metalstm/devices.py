@@ -2,7 +2,7 @@
 
 import torch
 
-from metalstm.errors import UserError
+from metalstm.errors import UserError, shown
 
 
 def usable(device: torch.device | str) -> torch.device:
@@ -14,7 +14,8 @@ def usable(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
         torch.zeros(1, device=found).item()
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device}: not usable here ({reason}): pass --device cpu") from error
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        named = device if isinstance(device, str) else shown(device)
+        raise UserError(f"--device {named}: not usable here ({reason}): pass --device cpu") from error
     return found

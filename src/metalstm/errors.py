@@ -12,6 +12,10 @@ class UserError(Exception):
     The command line prints the message as one line on stderr and exits with status 2.
     """
 
+    def __str__(self) -> str:
+        """The message in one line, whatever the names in it hold."""
+        return " ".join(super().__str__().splitlines())
+
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM stopped something that can be resumed; everything is saved."""
@@ -23,8 +27,8 @@ def is_full(error: BaseException) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value in a message, in at most 200 characters: what a file holds has no bounds."""
-    text = repr(value)
+    """A value in a message, in one line of at most 200 characters: what a file holds has no bounds."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

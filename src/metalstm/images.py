@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metalstm.errors import UserError
+from metalstm.errors import UserError, shown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,6 +25,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of fil
 MAX_PIXELS = 50_000_000  # decoded at the same time, by all threads together; one takes up to 16 bytes
 MAX_SIDE = 2**16 - 1  # pixels; the filter of the resizing needs memory for each pixel of a side
 ROWS = 256  # of an image that are put on white paper at a time
+FAR = 3.4e38  # what stands for an infinite number, about the largest in 32 bits
 JPEG_SHARE = 3  # a JPEG is decoded at a fraction of its size, but may be in memory whole: 6 bytes for each pixel
 
 
@@ -131,7 +132,8 @@ def decoding(file: str | Path | io.BytesIO, least: int | None = None, name: str 
     """
     from PIL import Image
 
-    # Pillow warns of files that are below its own limit; the limits here are lower.
+    # Pillow warns of what it reads nevertheless, and of files below its own limit; the limits here are lower.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     if isinstance(file, str | Path):
         mode = Path(file).stat().st_mode
@@ -178,27 +180,27 @@ def open_image(source: Any, least: int, name: str = "the image") -> Iterator["Im
     """
     from PIL import Image, UnidentifiedImageError
 
-    if isinstance(source, Image.Image):
-        yield _plain(source)
-        return
-    if not isinstance(source, str | Path):
-        yield _plain(_from_array(source, name))
-        return
     try:
-        with decoding(source, least) as image:
-            yield _plain(image, in_place=True)
+        if isinstance(source, Image.Image):
+            yield _plain(source)
+        elif isinstance(source, str | Path):
+            name = str(source)
+            with decoding(source, least) as image:
+                yield _plain(image, in_place=True)
+        else:
+            yield _plain(_from_array(source, name))
     except UserError:
         raise
-    except Exception as error:  # Pillow raises nearly anything on broken files
+    except Exception as error:  # Pillow raises nearly anything on broken files, NumPy on odd values
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "repair or remove it"
         if isinstance(error, UnidentifiedImageError):
-            empty = Path(source).is_file() and not Path(source).stat().st_size
+            empty = Path(name).is_file() and not Path(name).stat().st_size
             reason = "it is empty" if empty else "no format that is known here"
             remedy = "remove it" if empty else "save it as JPEG or PNG, or remove it"
         elif isinstance(error, OSError) and error.strerror:  # without the path, which the message already has
             reason, remedy = error.strerror, "check its name and permissions"
-        raise UserError(f"cannot read {source} as an image ({reason}): {remedy}") from error
+        raise UserError(f"cannot read {name} as an image ({reason}): {remedy}") from error
 
 
 def square(image: "Image.Image", size: int, channels: int) -> np.ndarray:
@@ -313,7 +315,7 @@ def _plain(image: "Image.Image", in_place: bool = False) -> "Image.Image":
         # Pillow clips 16 bits to 8 instead of scaling them.
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     elif upright.mode in ("I", "F"):  # 32 bits, where no value is known to be white
-        numbers = np.asarray(upright).astype(float)
+        numbers = np.nan_to_num(np.asarray(upright).astype(float), copy=False, posinf=FAR, neginf=-FAR)
         low, high = numbers.min(), numbers.max()
         numbers -= low  # in place: a large image takes gigabytes otherwise
         numbers /= max(high - low, 1e-9)
@@ -331,12 +333,14 @@ def _from_array(source: Any, name: str) -> "Image.Image":
     from PIL import Image
 
     is_tensor = hasattr(source, "detach")
+    if is_tensor and source.is_floating_point():
+        source = source.float()  # NumPy has no bfloat16
     array = source.detach().cpu().numpy() if is_tensor else np.asarray(source)
     if is_tensor and array.ndim == 3:
         array = array.transpose(1, 2, 0)
     shape = "(channels, height, width)" if is_tensor else "(height, width) or (height, width, channels)"
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)) or 0 in array.shape:
-        got = tuple(source.shape) if hasattr(source, "shape") else repr(source)
+        got = tuple(source.shape) if hasattr(source, "shape") else shown(source)
         raise UserError(f"{name} is {got}: give a path, a PIL image, or {shape} with 1, 3 or 4 channels")
     if array.dtype.kind == "f":
         if not (array.min() >= 0 and array.max() <= 1):

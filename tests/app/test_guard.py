@@ -72,6 +72,12 @@ def test_bodies_have_a_length_and_a_limit(url):
     assert refusal("/gradio_api/upload", Transfer_Encoding="chunked")[0] == 411
 
 
+def test_a_malformed_upload_is_refused_without_a_word(url):
+    """The server's last words are checked when it ends."""
+    status, _, _ = ask(url, "POST", "/gradio_api/upload", b"--x\r\nab,c\r\n--,", **FORM)
+    assert status == 400
+
+
 MALFORMED = [
     b"",
     b"{",

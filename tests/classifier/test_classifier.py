@@ -263,6 +263,26 @@ def test_a_classifier_that_learned_nothing_says_so(patterns, ask):
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [
+        [np.zeros((2, 3)), np.zeros((2, 4))] * 2,
+        torch.zeros(4, device="meta"),
+        ["a"],
+        3,
+        [np.zeros((99, 99))] * 3 + ["a"],
+    ],
+    ids=["ragged", "without numbers", "too few", "no list", "mixed"],
+)
+def test_labels_that_are_none_are_refused_in_one_line(make, patterns, labels):
+    fitted = Classifier(make()).fit(patterns.support[:8], patterns.labels[:8])
+    for ask in (Classifier(make()).fit, fitted.score, fitted.estimate):
+        with pytest.raises(UserError, match="label") as error:
+            ask(patterns.support[:4], labels)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"seed": -1}, "--seed -1: must be a whole number, at least 0 and below 2^32"),

@@ -116,6 +116,10 @@ def test_csv_has_no_formulas_and_a_terminal_gets_no_commands(hostile, commands):
     assert rb"\x1b]0;green\x07.jpg,\x1b[31mred" in shown
 
 
+def test_no_name_begins_a_line_of_its_own():
+    assert predict._row(("a\r=1+1\nb", "c,d", 0.5)) == '"a\r=1+1\nb","c,d",0.5\n'
+
+
 def test_names_need_not_be_text(hostile, tmp_path):
     name = os.fsdecode(b"\xff.jpg")
     try:

@@ -1,6 +1,8 @@
+import contextlib
 import functools
 import os
 import pickle
+import resource
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -96,6 +98,20 @@ def test_no_other_name_is_unpickled(name):
     module, _, attribute = name.rpartition(".")
     with pytest.raises(pickle.UnpicklingError, match="which is refused"):
         unpickle(f"c{module}\n{attribute}\n.".encode())
+
+
+def test_a_few_bytes_make_no_room_for_many():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for content in (
+        b"I1\nr\xff\xff\xff\x0f.",  # a place of its memory, 2^28
+        b"\x96" + (2**30).to_bytes(8, "little") + b".",  # a bytearray
+        b"cnumpy\nndarray\n(I1073741824\nS'f8'\ntR.",
+    ):
+        with contextlib.suppress(Exception):
+            unpickle(content)
+    asked = unpickle(b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1073741824\ntS'f8'\ntR.")
+    assert asked.size == 0
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < peak + 2**18  # kB
 
 
 def test_truncated_tar(tmp_path):

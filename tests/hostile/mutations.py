@@ -28,7 +28,7 @@ def mutated(content: bytes, random: Random) -> bytes:
         try:
             content = change(content, random)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error, RecursionError):
-            content = _bytes(content, random)  # no longer a checkpoint
+            content = mutated_bytes(content, random)  # no longer a checkpoint
     return content
 
 
@@ -36,16 +36,16 @@ def mutated_text(content: bytes, random: Random) -> bytes:
     """A file of JSON, or of lines of it, with one to three changes."""
     for _ in range(random.choice([1, 1, 2, 3])):
         try:
-            content = (_value if random.rand() < 0.6 else _bytes)(content, random)
+            content = (_value if random.rand() < 0.6 else mutated_bytes)(content, random)
         except (ValueError, IndexError):
-            content = _bytes(content, random)
+            content = mutated_bytes(content, random)
     return content
 
 
 # Bytes.
 
 
-def _bytes(content: bytes, random: Random) -> bytes:
+def mutated_bytes(content: bytes, random: Random) -> bytes:
     """Flipped, cut, zeroed, repeated or strange bytes."""
     place = random.randint(len(content) + 1)
     length = int(random.choice([1, 4, 100]))
@@ -69,7 +69,7 @@ def _bytes(content: bytes, random: Random) -> bytes:
 def _header_bytes(content: bytes, random: Random) -> bytes:
     """Changed bytes of the header alone."""
     end = 8 + struct.unpack("<Q", content[:8])[0]
-    return _bytes(content[:end], random) + content[end:]
+    return mutated_bytes(content[:end], random) + content[end:]
 
 
 def _length(content: bytes, random: Random) -> bytes:
@@ -179,5 +179,5 @@ def _pack(header: dict[str, Any], data: bytes) -> bytes:
 
 
 CHECKPOINT_CHANGES: list[Callable[[bytes, Random], bytes]] = [
-    _bytes, _header_bytes, _length, _meta, _meta, _meta, _meta, _meta, _meta, _tensor, _numbers
+    mutated_bytes, _header_bytes, _length, _meta, _meta, _meta, _meta, _meta, _meta, _tensor, _numbers
 ]  # fmt: skip

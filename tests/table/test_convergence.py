@@ -11,6 +11,7 @@ from metalstm.evaluation import evaluate
 from metalstm.optimizers import RULES
 from metalstm.table import Cell, Table, convergence, making
 from metalstm.table.ablation import compare
+from metalstm.training import record
 from table.conftest import BUDGET
 
 
@@ -94,6 +95,17 @@ def test_parts(finished, learned, compared):
     assert parts[RULE]["per_episode"] == tuned[best]["per_episode"]
     assert parts[HEAD_RULE]["per_episode"] == tuned["sgd-head-only"]["per_episode"]
     assert parts["no step, nearest class mean"]["per_episode"] == tuned["class-means"]["per_episode"]
+
+
+@pytest.mark.slow
+def test_each_comparison_on_meta_test_is_noted(finished, compared):
+    noted = [each for each in record.read(finished.out)["meta_test"] if ": " in each["row"]]
+    starts, parts = compared["convergence"]["starts"], compared["ablation"]
+    names = [f"convergence: {start}-{name}" for start, rivals in starts.items() for name in rivals]
+    names += [f"ablation: {name}" for name in parts]
+    assert [each["row"] for each in noted] == [f"{name}-{finished.main_task}" for name in names]
+    assert noted[-1]["accuracy"] == list(parts.values())[-1]["accuracy"]
+    assert (noted[0]["split"], noted[0]["n_way"], noted[0]["episodes"], noted[0]["seed"]) == ("meta-test", 5, 4, 0)
 
 
 @pytest.mark.slow

@@ -91,11 +91,11 @@ def test_a_full_disk_at_a_line_of_metrics_is_reported_by_its_name(meta_sets, tmp
 def test_only_its_own_leftovers_are_removed(meta_sets, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    for name in (".mine.tmp", ".last.safetensors.123.tmp"):
+    own = "config.json", "metrics.jsonl", "run.json", "best.safetensors", "last.safetensors", "tuned-sgd.json"
+    for name in (".mine.tmp", *(f".{name}.123.tmp" for name in own)):
         (out / name).write_text("")
     train(tiny_config(meta_sets, episodes=5, val_every=5), meta_sets, out)
-    assert (out / ".mine.tmp").exists()
-    assert not (out / ".last.safetensors.123.tmp").exists()
+    assert [path.name for path in out.glob(".*")] == [".mine.tmp"]
 
 
 def test_the_configuration_is_that_of_the_run_and_can_be_read_back(meta_sets, tmp_path):

@@ -1,6 +1,7 @@
 """The server of the page: its start, its port, its end."""
 
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -32,6 +33,7 @@ END_SECONDS = 0.5  # for requests that are still answered
 
 def serve(learner: Classifier, folder: Path, port: int | None, browser: bool) -> None:
     """As `metalstm.app.serve`; uploads go into the folder."""
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # of malformed uploads
     signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     for number in signals:  # SIGINT too: a shell may have it ignored in the background
         signal.signal(number, signal.default_int_handler)

@@ -11,7 +11,16 @@ from jaxtyping import Bool, Float
 from metalstm import checkpoint
 from metalstm.classifier import files
 from metalstm.classifier.cross_validation import Estimate, cross_validate
-from metalstm.classifier.inputs import Pixels, Task, as_classes, as_labels, as_list, read_files, read_images
+from metalstm.classifier.inputs import (
+    Pixels,
+    Task,
+    as_classes,
+    as_labels,
+    as_list,
+    one_for_each,
+    read_files,
+    read_images,
+)
 from metalstm.classifier.meta_learner import MetaLearner, choose
 from metalstm.classifier.network import Network
 from metalstm.errors import UserError, unknown
@@ -180,8 +189,13 @@ class Classifier:
         return calibration["threshold"]
 
     def score(self, images: Any, labels: Any) -> float:
-        """The share of images that are classified correctly, in 0..1."""
-        return float(np.mean(self.predict(images) == np.asarray(labels)))
+        """The share of images that are classified correctly, in 0..1.
+
+        Raises:
+            UserError: Images cannot be read, or there is not one label for each of them.
+        """
+        images = as_list(images)
+        return float(np.mean(self.predict(images) == one_for_each(labels, len(images))))
 
     def save(self, path: str | Path) -> None:
         """Write the classifier to one safetensors file, which `load` reads."""

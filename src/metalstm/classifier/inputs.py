@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 
 from metalstm.classifier.network import BATCH, to_x
-from metalstm.console import progress
+from metalstm.console import printable, progress
 from metalstm.episodes import Support
 from metalstm.errors import UserError, shown
 from metalstm.images import Preprocessing
@@ -45,7 +45,7 @@ def as_list(images: Any) -> list[Any]:
     Raises:
         UserError: It is one image, not several.
     """
-    is_one = isinstance(images, str) or not hasattr(images, "__iter__")
+    is_one = isinstance(images, str) or not hasattr(images, "__iter__") or getattr(images, "ndim", 1) == 0
     if is_one or (isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[-1] in (1, 3, 4)):
         raise UserError("one image where several are expected: give a list, [image]")
     return list(images)
@@ -62,17 +62,32 @@ def as_labels(labels: Any, n_images: int, least: int = 1) -> np.ndarray:
     Raises:
         UserError: There is not one label for each image, or the number of classes or of their images is wrong.
     """
-    shape = np.shape(np.asarray(labels, object))
-    if shape != (n_images,):
-        raise UserError(f"{n_images} images, but labels of shape {shape}: give one label for each image")
-    labels = as_classes(labels)
+    labels = one_for_each(labels, n_images)
     classes, counts = np.unique(labels, return_counts=True)
     if not 2 <= len(classes) <= MAX_WAY:
         raise UserError(f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: give 2 to {MAX_WAY}")
     if counts.min() < least:
         smallest = classes[counts.argmin()]
-        raise UserError(f"an estimate of the accuracy needs {least} images per class, but {smallest} has 1")
+        raise UserError(
+            f"an estimate of the accuracy needs {least} images per class, but {printable(str(smallest))} has 1"
+        )
     return labels
+
+
+def one_for_each(labels: Any, n_images: int) -> np.ndarray:
+    """As `as_classes`.
+
+    Raises:
+        UserError: There is not one label for each image; or as `as_classes`.
+    """
+    try:
+        labels = labels.tolist() if hasattr(labels, "detach") else labels
+        shape = np.shape(np.asarray(labels, object))
+    except (TypeError, ValueError, RuntimeError) as error:  # arrays of different shapes, tensors without numbers
+        raise UserError(f"labels are {shown(labels)}: give one label for each image") from error
+    if shape != (n_images,):
+        raise UserError(f"{n_images} images, but labels of shape {shape}: give one label for each image")
+    return as_classes(labels)
 
 
 def as_classes(labels: Any) -> np.ndarray:

@@ -51,7 +51,7 @@ def parse(argv: Sequence[str]) -> "Command":
 
     Raises:
         UserError: There is no such command or option, or a value is not allowed.
-        SystemExit: The help was asked for, or a value is missing or of a wrong type.
+        SystemExit: The help was asked for.
     """
     if not argv:
         raise UserError(f"which command? one of {', '.join(COMMANDS)}: metalstm --help says what they do")

@@ -1,12 +1,16 @@
 """How the words of a command become its options."""
 
 import ast
+import contextlib
 import difflib
 import inspect
+import io
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import groupby
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
@@ -48,7 +52,7 @@ def parse(
 
     Raises:
         UserError: There is no such option, or values are not allowed.
-        SystemExit: The help was asked for, or a value is missing or of a wrong type.
+        SystemExit: The help was asked for.
     """
     for part in _parts(kind):
         _explain_fields(part)
@@ -60,13 +64,31 @@ def parse(
     if {"-h", "--help"} & {*words}:
         print(_wrapped(about or ""))  # noqa: T201
     defaults: dict[str, Any] = {} if default is None else {"default": default}
-    command, odd = tyro.cli(
-        kind, args=words, prog=f"metalstm {name}", description="", return_unknown_args=True, **defaults
-    )
+    command, odd = parsed(kind, words, name, description="", **defaults)
     if odd:
         raise _unexpected(odd, name, option_names(kind), owners())
     settings.check(*_values(command))
     return command
+
+
+def parsed(kind: Any, words: Sequence[str], name: str, **options: Any) -> Any:
+    """What tyro makes of some words, and the words that it does not know.
+
+    Raises:
+        UserError: A value is missing or of a wrong type.
+        SystemExit: The help was asked for.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=words, prog=f"metalstm {name}", return_unknown_args=True, **options)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        lines = (line.strip(" │") for line in _plain(said.getvalue()).splitlines()[1:])  # below the title, in a box
+        parts = (list(part) for is_rule, part in groupby(lines, lambda line: not line.strip("─-")) if not is_rule)
+        reason = " ".join(next(parts, [])).rstrip(". ")
+        raise UserError(f"{reason}: metalstm {name} --help shows what it takes") from None
 
 
 def option_names(kind: Any) -> list[str]:
@@ -153,6 +175,11 @@ def _wrapped(text: str) -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(textwrap.fill(" ".join(each.split()), width) for each in paragraphs) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text without colors."""
+    return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
 def _unexpected(odd: Sequence[str], name: str, known: Sequence[str], owners: Mapping[str, str]) -> UserError:

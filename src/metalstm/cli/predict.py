@@ -79,10 +79,9 @@ class Predict(Command):
     def _write(self, answers: list[dict[str, Any]]) -> None:
         """To files or stdout."""
         rows = [(a["image"], NONE if a["class"] is None else str(a["class"]), a["probability"]) for a in answers]
-        text = io.StringIO()
         cells = [(_no_formula(image), _no_formula(label), probability) for image, label, probability in rows]
-        csv.writer(text, lineterminator="\n").writerows([("image", "class", "probability"), *cells])
-        for place, content in ((self.csv, text.getvalue()), (self.json, json.dumps(answers) + "\n")):
+        text = "".join(map(_row, [("image", "class", "probability"), *cells]))
+        for place, content in ((self.csv, text), (self.json, json.dumps(answers) + "\n")):
             if place == "-":
                 if isinstance(sys.stdout, io.TextIOWrapper):
                     sys.stdout.reconfigure(errors="surrogateescape")
@@ -107,6 +106,13 @@ def lines(file: Any) -> Iterator[str]:
         if number == MAX_PATHS:
             raise UserError(f"stdin has more than {MAX_PATHS:,} lines: predict fewer images at a time")
         yield line
+
+
+def _row(cells: Sequence[object]) -> str:
+    """A line of a table; cells with a comma, a quote or any end of a line are quoted."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\r\n").writerow(cells)  # quotes its characters, too
+    return text.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _no_formula(cell: str) -> str:

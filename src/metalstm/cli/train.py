@@ -23,7 +23,7 @@ from msgspec import Meta
 from metalstm import data, recipes
 from metalstm.cli import process
 from metalstm.cli.common import Command, Common, Options
-from metalstm.cli.options import DATA, Kind, kind_of, option_names, parse, traits_of
+from metalstm.cli.options import DATA, Kind, kind_of, option_names, parse, parsed, traits_of
 from metalstm.console import console
 from metalstm.data import MetaSets
 from metalstm.data.folder import PREFIX
@@ -146,7 +146,7 @@ class Choice:
 
 def command(words: Sequence[str]) -> Train:
     """`metalstm train WORDS`."""
-    choice, _ = tyro.cli(Choice, args=words, prog="metalstm train", return_unknown_args=True, add_help=False)
+    choice, _ = parsed(Choice, words, "train", add_help=False)
     run = _resumed(choice)
     default = _as_options(run) if run else _from_recipe(choice, is_help=bool({"-h", "--help"} & {*words}))
     parts = (

@@ -79,6 +79,7 @@ def write_run(out: Path, title: str, images: ImagesByClass, results: Sequence[Bl
             [(name.replace("_", " "), str(value)) for name, value in machine.items() if value not in (None, "")],
         ),
     ]
+    files.remove_temporary(out, "report.html")
     files.write(out / "report.html", page(title, blocks).encode())
 
 

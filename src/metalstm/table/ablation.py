@@ -46,6 +46,10 @@ def parts(table: Table, learned: Learned, tuned: dict[str, Any]) -> dict[str, An
         "the learned optimizer from random weights": convergence.at_random(learned),
     }
     return {
-        name: plain(evaluate(variant, test, table.budget.test_episodes, f"ablation: {name}"))
+        name: convergence.noted(
+            table,
+            f"ablation: {name}",
+            plain(evaluate(variant, test, table.budget.test_episodes, f"ablation: {name}")),
+        )
         for name, variant in variants.items()
     }

@@ -14,6 +14,7 @@ from metalstm.methods.tuning import Choice, curves, tune_rule
 from metalstm.optimizers import OPTIMIZERS, RULES
 from metalstm.table.plan import Table
 from metalstm.table.rows import Cell, TableRow, rows_of
+from metalstm.training import record
 
 FEW, MANY = 10, 30  # meta-val episodes of the two rounds in which a rule is tuned for a start
 EPISODES = 100  # of meta-test, which the curves are means of
@@ -96,7 +97,13 @@ def convergence(table: Table, learned: Learned) -> dict[str, Any]:
             HEAD_ONLY: lambda longest=longest: _tuned(table, head_alone(longest), "sgd", points, episodes),
             CLASS_MEANS: lambda method=method: _without_steps(table, ClassMeans(method), episodes),
         }
-        result[start] = {name: kept(path(table, f"{start}-{name}"), follow) for name, follow in rivals.items()}
+        result[start] = {
+            name: kept(
+                path(table, f"{start}-{name}"),
+                lambda name=name, follow=follow, start=start: noted(table, f"convergence: {start}-{name}", follow()),
+            )
+            for name, follow in rivals.items()
+        }
     return {"points": points, "episodes": episodes, "starts": result}
 
 
@@ -158,6 +165,13 @@ def _followed(table: Table, method: GradientMethod, points: Sequence[int], steps
 def _without_steps(table: Table, method: Method, episodes: int) -> dict[str, Any]:
     sampler = table.episodes("meta-test", table.main_task)
     return {"choice": None, "steps": 0, **plain(evaluate(method, sampler, episodes)), "curves": None}
+
+
+def noted(table: Table, name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What `plain` gave on meta-test, whose opening `run.json` of the table then has under a name."""
+    task = {**asdict(table.main_task), "split": "meta-test", "seed": table.seed, "episodes": len(values["per_episode"])}
+    record.opening(table.out, values | task, row=f"{name}-{table.main_task}")
+    return values
 
 
 def best_rule(entries: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Choice]:

@@ -89,6 +89,7 @@ def openings(folder: Path, row: str) -> list[dict[str, Any]]:
 def _append(folder: Path, name: str, entry: dict[str, Any]) -> None:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with files.lock(folder / f".{NAME}.lock", wait=lambda holder: None):
+        files.remove_temporary(folder, NAME)
         values = read(folder)
         values[name].append({"time": now, "command": provenance.command(), **entry})
         files.write(folder / NAME, (files.to_json(values, indent=1) + "\n").encode())

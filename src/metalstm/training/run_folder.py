@@ -151,7 +151,7 @@ class RunFolder:
             is_done: Whether its training has ended. Otherwise choices that were made before are dropped.
         """
         files.remove_temporary(self.path, *(file.name for file in (self.best, self.last, self.metrics)))
-        files.remove_temporary(self.path, self.configuration.name)
+        files.remove_temporary(self.path, self.configuration.name, "tuned-*.json")
         self.write_configuration()
         has_best = self.best.exists()
         self._forget_metrics_after(at.episode if has_best or at.episode else -1)

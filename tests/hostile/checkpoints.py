@@ -1,35 +1,20 @@
-"""Reads hostile files, a case after another, in a process that has no other types checked than a user's.
-
-    python tests/hostile/reading.py FOLDER FIRST NUMBER
-
-Ends with status 1 at the first case that ends in anything but a `UserError` of one line, takes more than 20 seconds, or
-lets the process grow by more than 500 MB. Case k is the same in every process.
-"""
+"""Damaged checkpoints, classifiers and run folders, of every method."""
 
 import json
-import resource
 import shutil
-import signal
-import sys
-import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from mutations import mutated, mutated_text
 
-import metalstm.console
+from hostile.mutations import mutated, mutated_text
 from metalstm import checkpoint, recipes
 from metalstm.classifier import Classifier
 from metalstm.data import ImagesByClass, MetaSets
-from metalstm.errors import UserError
 from metalstm.methods import METHODS, RunConfig
 from metalstm.settings import Traits
 from metalstm.training import record, train
 
-SECONDS, MEGABYTES = 20, 500
 SMALL = {"filters": 2, "hidden_size": 1, "shared_head": True, "pretrain": 0, "val_episodes": 2, "val_every": 2}
 RUN_FILES = ("config.json", "metrics.jsonl", "run.json", "last.safetensors", "best.safetensors")
 IMAGES = list(np.random.RandomState(0).randint(0, 256, (6, 16, 16), np.uint8))
@@ -78,9 +63,7 @@ class Cases:
         train(self.config, self.sets, folder / "whole")
         self.longer = replace(self.config, training=replace(self.config.training, episodes=4))
 
-    def __call__(self, number: int) -> None:
-        """Make and read the damaged file of a number."""
-        random = np.random.RandomState([2024, number])
+    def __call__(self, random: np.random.RandomState, number: int) -> None:
         method = self.methods[number // 8 % len(self.methods)]
         path = self.folder / "damaged.safetensors"
         match number % 8:
@@ -103,52 +86,3 @@ class Cases:
         (run / name).write_bytes(change((run / name).read_bytes(), random))
         train(self.longer, self.sets, run, resume=True)
         record.read(run)
-
-
-def main(folder: Path, first: int, number: int) -> None:
-    """Read the cases, and print how they ended."""
-    torch.set_num_threads(1)
-    metalstm.console.console.quiet = True
-    cases, ends = Cases(folder), Counter()
-    for case in range(8):  # what every case takes is not counted as growth
-        end(cases, case)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    slowest, grown = 0.0, 0
-    for case in range(first, first + number):
-        started = time.monotonic()
-        signal.alarm(SECONDS)
-        ends[end(cases, case)] += 1
-        signal.alarm(0)
-        slowest = max(slowest, time.monotonic() - started)
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 - before
-        if grown > MEGABYTES:
-            sys.exit(f"case {case}: {grown} MB more memory")
-    print(json.dumps({**ends, "slowest_seconds": round(slowest, 1), "grown_megabytes": grown}))  # noqa: T201
-
-
-def end(cases: Cases, case: int) -> str:
-    """How a case ends: refused or read."""
-    try:
-        cases(case)
-    except UserError as error:
-        if "\n" in str(error) or not 10 < len(str(error)) < 2000:
-            sys.exit(f"case {case}: a message of {len(str(error))} characters: {error!r:.2000}")
-        return "refused"
-    except Exception as error:
-        print(f"case {case}", file=sys.stderr)  # noqa: T201
-        raise error
-    return "read"
-
-
-class Hang(BaseException):
-    """No handler of the package takes it."""
-
-
-def hang(number: int, frame: object) -> None:
-    """Ends the process where it stands, with a traceback."""
-    raise Hang(f"more than {SECONDS} seconds")
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGALRM, hang)
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
