@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -36,6 +37,12 @@ console = PlainConsole(stderr=True, highlight=False, markup=False)
 def results() -> Console:
     """Where tables of results are printed: stdout as it is now, which a caller may have redirected."""
     return PlainConsole(highlight=False)
+
+
+@cache
+def say_once(text: str) -> None:
+    """Print a line, the first time only."""
+    console.print(text, soft_wrap=True)
 
 
 def progress(*columns: TextColumn) -> Progress:

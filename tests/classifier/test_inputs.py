@@ -10,7 +10,7 @@ from PIL import Image
 import helpers
 from metalstm import checkpoint, data, recipes
 from metalstm.classifier import Classifier
-from metalstm.classifier.inputs import as_list, make_task, read_files
+from metalstm.classifier.inputs import as_list, make_task, read_batches
 from metalstm.classifier.meta_learner import MetaLearner
 from metalstm.classifier.network import BATCH
 from metalstm.errors import UserError
@@ -85,13 +85,13 @@ def test_files_are_read_a_batch_at_a_time_and_broken_ones_are_named(tmp_path):
     for path in paths[:-1]:
         Image.new("L", (20, 20)).save(path)
     paths[1].write_text("no")
-    first, second = read_files(paths, Preprocessing(16, 3, drawing=False))
-    assert first.paths == [paths[0], *paths[2:BATCH]]
+    first, second = read_batches(paths, Preprocessing(16, 3, drawing=False), "reading")
+    assert first.good == [0, *range(2, BATCH)]
     assert first.pixels.shape == (BATCH - 1, 16, 16, 3)
     assert first.faults == [
         f"cannot read {paths[1]} as an image (no format that is known here): save it as JPEG or PNG, or remove it"
     ]
-    assert (second.paths, len(second.pixels)) == ([paths[BATCH]], 1)
+    assert (second.good, len(second.pixels)) == ([BATCH], 1)
     assert second.faults == [
         f"cannot read {paths[-1]} as an image (No such file or directory): check its name and permissions"
     ]

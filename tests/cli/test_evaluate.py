@@ -158,7 +158,8 @@ REFUSED = {
     "no query": (flags(n_query=0), "--n-query 0: must be at least 1"),
     "queries": (
         flags(n_query=9),
-        "class 'class 09' has 8 images, but 1-shot with 9 queries needs 10: add 2, or pass --n-query 7",
+        "1-shot with 9 queries needs 10 images of each of 2 classes, but 0 of meta-test have as many ('class 09' has "
+        "8, 'class 10' has 8, 'class 11' has 8): add images, or pass --n-query 7",
     ),
     "one episode": (flags(episodes=1), "--episodes 1: must be at least 2"),
     "less than no episodes": (flags(episodes=-1), "--episodes -1: must be at least 2"),

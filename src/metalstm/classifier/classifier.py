@@ -11,16 +11,16 @@ from jaxtyping import Bool, Float
 from metalstm import checkpoint
 from metalstm.classifier import files
 from metalstm.classifier.cross_validation import Estimate, cross_validate
-from metalstm.classifier.inputs import Pixels, Task, as_classes, as_labels, as_list, read_files, read_images
+from metalstm.classifier.inputs import Examples, Pixels, Task, as_classes, as_labels, as_list, read_batches, read_images
 from metalstm.classifier.meta_learner import MetaLearner, choose
 from metalstm.classifier.network import Network
-from metalstm.errors import UserError, unknown
+from metalstm.errors import SKIP_BAD, Problems, UserError, unknown
 from metalstm.images import Preprocessing
 from metalstm.methods import Adapted, Method
 from metalstm.methods.base import score
 from metalstm.settings import check_seed
 
-PARAMETERS = ("checkpoint", "seed", "device")
+PARAMETERS = ("checkpoint", "seed", "device", "skip_bad")
 
 
 class InnerStep(NamedTuple):
@@ -48,9 +48,11 @@ class Classifier:
             the kind of the images (drawings or photos) and their number.
         seed: Of the order in which the images are learned from.
         device: Where to compute.
+        skip_bad: Learn without the images that cannot be read; by default they are an error.
 
     Attributes:
         classes_: The labels, sorted.
+        left_out_: What is wrong with each image that was left out.
         checkpoint_: The meta-learner that was taken.
         method: The method that adapted.
         network: The trained network: from pixels to probabilities.
@@ -60,14 +62,18 @@ class Classifier:
     """
 
     classes_: np.ndarray
+    left_out_: list[str]
     checkpoint_: str
     method: Method
     network: Network
     preprocessing: Preprocessing
     meta: dict[str, Any]
 
-    def __init__(self, checkpoint: str | Path | None = None, seed: int = 0, device: str = "cpu"):
-        self.checkpoint, self.seed, self.device = checkpoint, seed, device
+    def __init__(
+        self, checkpoint: str | Path | None = None, seed: int = 0, device: str = "cpu", skip_bad: bool = False
+    ):
+        self.checkpoint, self.seed, self.device, self.skip_bad = checkpoint, seed, device, skip_bad
+        self._examples: tuple[MetaLearner, Examples] | None = None
 
     def fit(self, images: Any, labels: Any) -> "Classifier":
         """Learn from labeled images.
@@ -104,17 +110,22 @@ class Classifier:
             yield InnerStep(number, method.n_steps(support), loss.item(), accuracy.item(), forget, rate)
         self._finish(learner, task, method.adapt(support) if adapted is None else adapted)
 
-    def estimate(self, images: Any, labels: Any) -> Estimate:
+    def estimate(self, images: Any = None, labels: Any = None) -> Estimate:
         """The accuracy that `fit` on these images would give, by stratified cross-validation in at most 5 folds.
+
+        Args:
+            images: As for `fit`; by default, those that `fit` has learned from.
+            labels: One for each image.
 
         Raises:
             UserError: A class has one image only; or as `fit`.
         """
-        check_seed(self.seed)
-        images = as_list(images)
-        labels = as_labels(labels, len(images), least=2)
-        learner = self._meta_learner(images, labels)
-        return cross_validate(learner, read_images(images, learner.preprocessing), labels, self.seed)
+        found = self._examples if images is None else self._examples_of(images, labels)
+        if found is None:
+            raise NotFitted("which images? give some with their labels, or call fit first: a file does not hold them")
+        learner, examples = found
+        as_labels(examples.labels, len(examples.labels), least=2)
+        return cross_validate(learner, examples.pixels, examples.labels, self.seed)
 
     def predict(self, images: Any) -> np.ndarray:
         """The most probable class of each image.
@@ -130,7 +141,10 @@ class Classifier:
         Raises:
             UserError: Images cannot be read.
         """
-        return self.probabilities(read_images(as_list(images), self.preprocessing))
+        read = read_images(as_list(images), self.preprocessing)
+        if read.faults:
+            raise Problems("the images", read.faults, "call predict_files, which goes on without")
+        return self.probabilities(read.pixels)
 
     def predict_files(self, paths: Sequence[Path]) -> tuple[list[Path], Float[np.ndarray, "n n_classes"], list[str]]:
         """`predict_proba` of many files, some of which may be broken.
@@ -139,8 +153,8 @@ class Classifier:
             The files that could be read, their probabilities, and what is wrong with each of the others.
         """
         good, faults, parts = [], [], [self._no_probabilities()]
-        for batch in read_files(paths, self.preprocessing):
-            good += batch.paths
+        for batch in read_batches(paths, self.preprocessing, "predicting"):
+            good += [paths[number] for number in batch.good]
             faults += batch.faults
             parts.append(self.probabilities(batch.pixels))
         return good, np.concatenate(parts), faults
@@ -238,15 +252,24 @@ class Classifier:
 
     def _start(self, images: Any, labels: Any) -> tuple[MetaLearner, Task]:
         """The meta-learner, and what it is to learn from."""
+        self.left_out_ = []
+        learner, examples = self._examples = self._examples_of(images, labels)
+        return learner, learner.task(examples.pixels, examples.labels, self.seed)
+
+    def _examples_of(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
+        """The meta-learner for some images, and their pixels."""
         check_seed(self.seed)
         images = as_list(images)
         labels = as_labels(labels, len(images))
-        learner = self._meta_learner(images, labels)
-        return learner, learner.task(read_images(images, learner.preprocessing), labels, self.seed)
-
-    def _meta_learner(self, images: Sequence[Any], labels: np.ndarray) -> MetaLearner:
         name = choose(images, labels) if self.checkpoint is None else self.checkpoint
-        return MetaLearner.load(name, self.device)
+        learner = MetaLearner.load(name, self.device)
+        read = read_images(images, learner.preprocessing)
+        if not read.faults:
+            return learner, Examples(read.pixels, labels)
+        if not self.skip_bad:
+            raise Problems("the images", read.faults, SKIP_BAD)
+        self.left_out_ = read.faults
+        return self._examples_of([images[number] for number in read.good], labels[read.good])  # as if never given
 
     def _finish(self, learner: MetaLearner, task: Task, adapted: Adapted) -> None:
         self._set(learner.network(adapted, task), learner.describe(task, self.seed), task.classes)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import isfinite
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from metalstm.errors import UserError, shown
 from metalstm.images import Preprocessing
 
 MAX_WAY = 20  # classes that meta-learners have been measured with
-SHOWN = 3  # unreadable images that a message names
 
 Pixels = UInt8[np.ndarray, "n height width channels"]
 
@@ -31,11 +29,18 @@ class Task(NamedTuple):
     counts: list[int]  # images of each class
 
 
-class FilesRead(NamedTuple):
-    """What came of reading some files."""
+class Examples(NamedTuple):
+    """Images to learn from."""
 
-    paths: list[Path]  # those that could be read
     pixels: Pixels
+    labels: np.ndarray  # one for each image
+
+
+class Read(NamedTuple):
+    """What came of reading some images."""
+
+    good: list[int]  # numbers of those that could be read, from 0
+    pixels: Pixels  # of these
     faults: list[str]  # what is wrong with each of the others
 
 
@@ -107,41 +112,33 @@ def _kind(label: Any) -> str:
     return "True or False" if isinstance(label, (bool, np.bool_)) else "numbers"
 
 
-def read_images(images: Sequence[Any], preprocessing: Preprocessing) -> Pixels:
-    """The pixels of all images.
+def read_images(images: Sequence[Any], preprocessing: Preprocessing) -> Read:
+    """The pixels of all images that can be read."""
+    parts = list(read_batches(images, preprocessing, "reading"))
+    return Read(
+        [number for part in parts for number in part.good],
+        np.concatenate([_stack([], preprocessing), *(part.pixels for part in parts)]),
+        [fault for part in parts for fault in part.faults],
+    )
 
-    Raises:
-        UserError: Names the first images that cannot be read.
-    """
-    pixels, faults = [], []
-    for number, image in enumerate(images, 1):
+
+def read_batches(images: Sequence[Any], preprocessing: Preprocessing, description: str) -> Iterator[Read]:
+    """The pixels of many images, a batch at a time, with a progress bar. Some may be broken."""
+
+    def read(number: int) -> np.ndarray | UserError:
         try:
-            pixels.append(preprocessing(image, f"image {number}"))
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise UserError("; ".join(faults[:SHOWN]) + more)
-    return _stack(pixels, preprocessing)
-
-
-def read_files(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[FilesRead]:
-    """The pixels of many files, a batch at a time, with a progress bar. Some files may be broken."""
-
-    def read(path: Path) -> np.ndarray | UserError:
-        try:
-            return preprocessing(path)
+            return preprocessing(images[number], f"image {number + 1}")
         except UserError as error:
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress() as bar:
-        task = bar.add_task("predicting", total=len(paths))
-        for start in range(0, len(paths), BATCH):
-            batch = paths[start : start + BATCH]
+        task = bar.add_task(description, total=len(images), visible=len(images) > BATCH)
+        for start in range(0, len(images), BATCH):
+            batch = range(start, min(start + BATCH, len(images)))
             results = list(zip(batch, pool.map(read, batch), strict=True))
-            good = [(path, result) for path, result in results if not isinstance(result, UserError)]
+            good = [(number, result) for number, result in results if not isinstance(result, UserError)]
             faults = [str(result) for _, result in results if isinstance(result, UserError)]
-            yield FilesRead([path for path, _ in good], _stack([pixels for _, pixels in good], preprocessing), faults)
+            yield Read([number for number, _ in good], _stack([pixels for _, pixels in good], preprocessing), faults)
             bar.advance(task, len(batch))
 
 

@@ -51,6 +51,8 @@ class Evaluate(Command):
     """fp32, tf32 (CUDA) or bf16; as trained by default."""
     json: str | None = None
     """File to write the result to, `-` for stdout."""
+    skip_bad: bool = False
+    """Of folder:DIR: go on without images that cannot be read and without classes that have no images."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
@@ -75,7 +77,7 @@ class Evaluate(Command):
             name = self.data or config.data
             # Images are read as in training, whatever those of a folder look like.
             traits = config.traits if name == config.data or name.startswith(PREFIX) else None
-            meta_sets = data.load(name, self.common.data_root, config.image_shape[1], traits)
+            meta_sets = data.load(name, self.common.data_root, config.image_shape[1], traits, self.skip_bad)
         result = evaluate_checkpoint(
             self.checkpoint,
             meta_sets,

@@ -122,10 +122,17 @@ class MetaSets:
 
 
 class Stored(NamedTuple):
-    """Decoded images, and the sha256 (hex) of the pixels of each class."""
+    """Decoded images.
+
+    Attributes:
+        images: Those that could be read.
+        sums: sha256 (hex) of the pixels of each class.
+        broken: Numbers of the images that could not be read, among all that were to be decoded.
+    """
 
     images: ImagesByClass
     sums: dict[str, str]
+    broken: tuple[int, ...] = ()
 
 
 class Dataset(ABC):
