@@ -94,7 +94,8 @@ def build(config: RunConfig) -> Method:
 def pretraining(config: RunConfig) -> RunConfig:
     """The run that a method starts from: its network as a classifier of all meta-train classes.
 
-    `training.pretrain` is the number of mini-batches; the run's minutes bound it too.
+    `training.pretrain` is the number of mini-batches. The run's minutes bound it too: it gets half of them, or all
+    where no episodes follow.
     """
     recipe = named("pretrained", config.recipe, config.traits, config.n_shot, config.learner)
     own = config.training
@@ -108,7 +109,7 @@ def pretraining(config: RunConfig) -> RunConfig:
         training=replace(
             recipe.training,
             episodes=own.pretrain,
-            minutes=own.minutes,
+            minutes=own.minutes and own.minutes / (2 if own.episodes else 1),
             rotations=own.rotations,
             mirrors=own.mirrors,
             within_group=own.within_group,

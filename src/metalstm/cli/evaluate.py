@@ -1,6 +1,7 @@
 """Test a checkpoint: the mean query accuracy over episodes, with its 95 % confidence interval.
 
-`run.json` of a run folder notes each time that meta-test is opened.
+`--data` tests it on other data, for example your own images; the result then says what it was trained on. `run.json`
+of a run folder notes each time that meta-test is opened.
 
 Example: metalstm evaluate runs/meta-lstm-glyphs-5w5s-best
 """
@@ -32,9 +33,9 @@ class Evaluate(Command):
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """The name of a shipped checkpoint, a run folder (its best checkpoint by meta-val), or a file."""
     data: str | None = None
-    """The data set, if its folder has moved. It must hold what the checkpoint was trained on."""
+    """The data set: other data than the checkpoint was trained on, or the same in a folder that has moved."""
     split: str = "meta-test"
-    """meta-test, meta-val or meta-train."""
+    """meta-test, meta-val or meta-train; `all` for all classes of other data."""
     n_way: Ways | None = None
     """Classes in an episode; as trained by default."""
     n_shot: Count | None = None
@@ -57,8 +58,8 @@ class Evaluate(Command):
 
     def run(self) -> None:
         """Evaluate and print."""
-        if self.split not in data.SPLITS:
-            raise unknown("split", self.split, data.SPLITS)
+        if self.split not in (splits := (*data.SPLITS, "all")):
+            raise unknown("split", self.split, splits)
         device = self.common.start()
         from metalstm import checkpoint, distributed, files, recipes
         from metalstm.evaluation import evaluate_checkpoint
@@ -68,9 +69,6 @@ class Evaluate(Command):
         with distributed.all_fail_together():
             config = checkpoint.load_method(self.checkpoint)[1]
             folder = checkpoint.find(self.checkpoint).parent
-            is_opened = self.split == "meta-test" and (folder / "config.json").exists()  # for a run
-            if is_opened:
-                record.read(folder)  # complains now, not after all episodes
             for name, value in changes.items():
                 if not recipes.has_setting(config, name):
                     raise UserError(f"{option(name)} {value}: {config.method} has no such setting: leave it out")
@@ -78,6 +76,10 @@ class Evaluate(Command):
             # Images are read as in training, whatever those of a folder look like.
             traits = config.traits if name == config.data or name.startswith(PREFIX) else None
             meta_sets = data.load(name, self.common.data_root, config.image_shape[1], traits, self.skip_bad)
+            is_own = meta_sets.digest == config.data_digest
+            is_opened = is_own and self.split == "meta-test" and (folder / "config.json").exists()  # for a run
+            if is_opened:
+                record.read(folder)  # complains now, not after all episodes
         result = evaluate_checkpoint(
             self.checkpoint,
             meta_sets,
@@ -105,7 +107,9 @@ class Evaluate(Command):
         task = f"{self.split} {result['n_way']}-way {result['n_shot']}-shot{within}, {self.episodes} episodes"
         accuracy = f"{result['accuracy']:.2f} +- {result['ci95']:.2f} %"
         label = " (transductive)" if result["transductive"] else ""
-        print(f"{config.data} {task}: {accuracy}{label}")  # noqa: T201
+        if result["other_data"]:
+            label += f" (other data: trained on {config.data})"
+        print(f"{result['data']} {task}: {accuracy}{label}")  # noqa: T201
         if self.json:
             files.write(Path(self.json), (files.to_json(result) + "\n").encode())
 

@@ -45,6 +45,8 @@ class Pretrained(OnFeatures):
         """Label smoothing: the share of each target that is spread over all classes."""
 
     label = "Nearest neighbor"
+    phase = "pre-training"
+    unit = ("mini-batch", "mini-batches")
 
     def __init__(
         self,
