@@ -31,6 +31,25 @@ def test_smaller_classes_are_repeated_and_all_are_shuffled(patterns):
     assert support.y.tolist() != other.support.y.tolist()
 
 
+def test_large_classes_are_learned_from_in_part():
+    """200 classes, one with 1,000 images: not 200,000 images are learned from, but 2,000."""
+    counts = [1000, *[3] * 198, 20]
+    labels = np.repeat(np.arange(200), counts)
+    pixels = np.zeros((len(labels), 2, 2, 1), np.uint8)
+    pixels[:, 0, 0, 0] = np.concatenate([np.arange(n) % 256 for n in counts])
+    task = make_task(pixels, labels, drawing=False, seed=0)
+    assert task.counts == counts
+    assert task.support.y.bincount().tolist() == [10] * 200
+    large, other = (
+        each.support.x[each.support.y == 0, 0, 0, 0].unique()
+        for each in (task, make_task(pixels, labels, drawing=False, seed=1))
+    )
+    assert 8 <= len(large) <= 10
+    assert large.tolist() != other.tolist()
+    small = make_task(pixels[:1003], labels[:1003], drawing=False, seed=0)
+    assert small.support.y.bincount().tolist() == [1000, 1000], "up to 2,000 images all are learned from"
+
+
 @pytest.mark.parametrize("traits", [Traits(), Traits(drawing=True), Traits(drawing=True, centered=True)])
 @pytest.mark.parametrize("ink", ["black", "white"])
 def test_a_classifier_sees_the_pixels_that_its_meta_learner_was_trained_on(drawings, tmp_path, traits, ink):

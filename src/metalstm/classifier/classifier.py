@@ -10,8 +10,18 @@ from jaxtyping import Bool, Float
 
 from metalstm import checkpoint
 from metalstm.classifier import files
-from metalstm.classifier.cross_validation import Estimate, cross_validate
-from metalstm.classifier.inputs import Examples, Pixels, Task, as_classes, as_labels, as_list, read_batches, read_images
+from metalstm.classifier.cross_validation import CrossValidation, Estimate, cross_validate, learning_curve
+from metalstm.classifier.inputs import (
+    Examples,
+    Pixels,
+    Task,
+    as_classes,
+    as_labels,
+    as_list,
+    names,
+    read_batches,
+    read_images,
+)
 from metalstm.classifier.meta_learner import MetaLearner, choose
 from metalstm.classifier.network import Network
 from metalstm.errors import SKIP_BAD, Problems, UserError, unknown
@@ -73,7 +83,7 @@ class Classifier:
         self, checkpoint: str | Path | None = None, seed: int = 0, device: str = "cpu", skip_bad: bool = False
     ):
         self.checkpoint, self.seed, self.device, self.skip_bad = checkpoint, seed, device, skip_bad
-        self._examples: tuple[MetaLearner, Examples] | None = None
+        self._examples: Examples | None = None
 
     def fit(self, images: Any, labels: Any) -> "Classifier":
         """Learn from labeled images.
@@ -118,14 +128,25 @@ class Classifier:
             labels: One for each image.
 
         Raises:
-            UserError: A class has one image only; or as `fit`.
+            UserError: No class has two images; or as `fit`.
         """
-        found = self._examples if images is None else self._examples_of(images, labels)
-        if found is None:
-            raise NotFitted("which images? give some with their labels, or call fit first: a file does not hold them")
-        learner, examples = found
-        as_labels(examples.labels, len(examples.labels), least=2)
-        return cross_validate(learner, examples.pixels, examples.labels, self.seed)
+        return self.cross_validate(images, labels).estimate
+
+    def cross_validate(self, images: Any = None, labels: Any = None) -> CrossValidation:
+        """What `estimate` counts: the answers of classifiers that have not seen an image, for each image.
+
+        Raises:
+            UserError: As `estimate`.
+        """
+        return cross_validate(*self._known(images, labels), self.seed)
+
+    def learning_curve(self, images: Any = None, labels: Any = None) -> dict[int, Estimate]:
+        """`estimate` with 1, 2, 4 ... images of a class to learn from.
+
+        Raises:
+            UserError: As `estimate`.
+        """
+        return learning_curve(*self._known(images, labels), self.seed)
 
     def predict(self, images: Any) -> np.ndarray:
         """The most probable class of each image.
@@ -197,9 +218,42 @@ class Classifier:
         """The share of images that are classified correctly, in 0..1."""
         return float(np.mean(self.predict(images) == np.asarray(labels)))
 
-    def save(self, path: str | Path) -> None:
-        """Write the classifier to one safetensors file, which `load` reads."""
-        files.save(Path(path), self.network, self.meta)
+    def add(self, images: Any, labels: Any) -> "Classifier":
+        """Learn anew from the images that were learned from and these, of the same classes or new ones.
+
+        The result is that of `fit` on all at once, the old ones first, with the same meta-learner and seed.
+
+        Raises:
+            UserError: It does not have the images that it learned from; the meta-learner is another one now; or as
+                `fit`.
+        """
+        old = self._examples
+        if old is None:
+            raise UserError("this classifier does not keep its images: adapt to all of them anew, with --keep-images")
+        learner = MetaLearner.load(self.checkpoint_, self.device)
+        if learner.meta["checkpoint_sha256"] != self.meta["checkpoint_sha256"]:
+            raise UserError(
+                f"{self.checkpoint_} is another checkpoint than the one that made this classifier: adapt anew"
+            )
+        self.left_out_ = []
+        images, labels = as_list(images), as_classes(labels)
+        if len(images) != len(labels):
+            raise UserError(f"{len(images)} images, but {len(labels)} labels: give one label for each image")
+        new = self._read(learner, images, labels)
+        both = np.concatenate([old.labels.astype(object), new.labels.astype(object)])
+        everything = np.concatenate([old.pixels, new.pixels])
+        self._learn(learner, Examples(everything, as_labels(both, len(both)), old.names + new.names))
+        return self
+
+    def save(self, path: str | Path, keep_images: bool = False) -> None:
+        """Write the classifier to one safetensors file, which `load` reads.
+
+        Args:
+            path: The file.
+            keep_images: Keep the images that it learned from, as small as the network sees them, so that `add` can add
+                more. Whoever has the file can look at them.
+        """
+        files.save(Path(path), self.network, self.meta, self._examples if keep_images else None)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "Classifier":
@@ -208,8 +262,9 @@ class Classifier:
         Raises:
             UserError: The file is missing, damaged, or not a classifier.
         """
-        network, meta = files.load(Path(path), device)
+        network, meta, kept = files.load(Path(path), device)
         self = cls(meta["checkpoint"], meta["seed"], device)
+        self._examples, self.left_out_ = kept, []
         self._set(network, meta, as_classes(meta["classes"]))
         return self
 
@@ -253,8 +308,22 @@ class Classifier:
     def _start(self, images: Any, labels: Any) -> tuple[MetaLearner, Task]:
         """The meta-learner, and what it is to learn from."""
         self.left_out_ = []
-        learner, examples = self._examples = self._examples_of(images, labels)
-        return learner, learner.task(examples.pixels, examples.labels, self.seed)
+        learner, self._examples = self._examples_of(images, labels)
+        return learner, learner.task(self._examples.pixels, self._examples.labels, self.seed)
+
+    def _learn(self, learner: MetaLearner, examples: Examples) -> None:
+        self._examples = examples
+        task = learner.task(examples.pixels, examples.labels, self.seed)
+        self._finish(learner, task, learner.method.adapt(task.support))
+
+    def _known(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
+        """The meta-learner and the pixels of some images, or of those that were learned from."""
+        if images is not None:
+            self.left_out_ = []
+            return self._examples_of(images, labels)
+        if self._examples is None:
+            raise NotFitted("which images? give some with their labels, or call fit first: a file does not hold them")
+        return MetaLearner.load(self.checkpoint_, self.device), self._examples
 
     def _examples_of(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
         """The meta-learner for some images, and their pixels."""
@@ -263,13 +332,25 @@ class Classifier:
         labels = as_labels(labels, len(images))
         name = choose(images, labels) if self.checkpoint is None else self.checkpoint
         learner = MetaLearner.load(name, self.device)
+        examples = self._read(learner, images, labels)
+        if len(examples.labels) == len(labels):
+            return learner, examples
+        left = set(examples.names)
+        kept = [number for number, name in enumerate(names(images)) if name in left]
+        return self._examples_of([images[number] for number in kept], labels[kept])  # as if the others were never given
+
+    def _read(self, learner: MetaLearner, images: list[Any], labels: np.ndarray) -> Examples:
+        """The pixels of images; those that cannot be read are an error, or noted and left out.
+
+        Raises:
+            Problems: Images cannot be read.
+        """
         read = read_images(images, learner.preprocessing)
-        if not read.faults:
-            return learner, Examples(read.pixels, labels)
-        if not self.skip_bad:
+        if read.faults and not self.skip_bad:
             raise Problems("the images", read.faults, SKIP_BAD)
-        self.left_out_ = read.faults
-        return self._examples_of([images[number] for number in read.good], labels[read.good])  # as if never given
+        self.left_out_ += read.faults
+        named = names(images)
+        return Examples(read.pixels, labels[read.good], [named[number] for number in read.good])
 
     def _finish(self, learner: MetaLearner, task: Task, adapted: Adapted) -> None:
         self._set(learner.network(adapted, task), learner.describe(task, self.seed), task.classes)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import isfinite
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,8 @@ from metalstm.episodes import Support
 from metalstm.errors import UserError, shown
 from metalstm.images import Preprocessing
 
-MAX_WAY = 20  # classes that meta-learners have been measured with
+MAX_WAY = 200  # classes
+MAX_SUPPORT = 2000  # images that are learned from, of all classes together: adapting takes time and memory for each
 
 Pixels = UInt8[np.ndarray, "n height width channels"]
 
@@ -34,6 +36,7 @@ class Examples(NamedTuple):
 
     pixels: Pixels
     labels: np.ndarray  # one for each image
+    names: list[str]  # what messages call the images: the paths of files
 
 
 class Read(NamedTuple):
@@ -56,27 +59,30 @@ def as_list(images: Any) -> list[Any]:
     return list(images)
 
 
-def as_labels(labels: Any, n_images: int, least: int = 1) -> np.ndarray:
+def names(images: Sequence[Any]) -> list[str]:
+    """What messages call some images."""
+    return [
+        str(image) if isinstance(image, str | Path) else f"image {number}" for number, image in enumerate(images, 1)
+    ]
+
+
+def as_labels(labels: Any, n_images: int) -> np.ndarray:
     """Labels as an array.
 
     Args:
         labels: As the user passed them.
         n_images: How many there must be.
-        least: Images that each class must have.
 
     Raises:
-        UserError: There is not one label for each image, or the number of classes or of their images is wrong.
+        UserError: There is not one label for each image, or the number of classes is wrong.
     """
     shape = np.shape(np.asarray(labels, object))
     if shape != (n_images,):
         raise UserError(f"{n_images} images, but labels of shape {shape}: give one label for each image")
     labels = as_classes(labels)
-    classes, counts = np.unique(labels, return_counts=True)
+    classes = np.unique(labels)
     if not 2 <= len(classes) <= MAX_WAY:
         raise UserError(f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: give 2 to {MAX_WAY}")
-    if counts.min() < least:
-        smallest = classes[counts.argmin()]
-        raise UserError(f"an estimate of the accuracy needs {least} images per class, but {smallest} has 1")
     return labels
 
 
@@ -145,17 +151,22 @@ def read_batches(images: Sequence[Any], preprocessing: Preprocessing, descriptio
 def make_task(pixels: Pixels, labels: np.ndarray, drawing: bool, seed: int, device: torch.device | str = "cpu") -> Task:
     """The support set of some images, in random order; images of smaller classes are repeated.
 
+    It has at most `MAX_SUPPORT` images, and as many of each class. Of larger classes they are drawn at random.
+
     Args:
         pixels: Of the images.
         labels: One for each image.
         drawing: Whether they are drawings.
-        seed: Of the order.
+        seed: Of the order, and of what is drawn.
         device: Where to put the support set.
     """
     classes, y = np.unique(labels, return_inverse=True)
     n_way, counts = len(classes), np.bincount(y)
-    rows = np.concatenate([np.resize(np.flatnonzero(y == k), counts.max()) for k in range(n_way)])
-    rows = rows[np.random.RandomState(seed).permutation(len(rows))]
+    n_shot = min(int(counts.max()), max(1, MAX_SUPPORT // n_way))
+    rng = np.random.RandomState(seed)
+    own = [np.flatnonzero(y == k) for k in range(n_way)]
+    rows = np.concatenate([np.resize(rng.permutation(each) if len(each) > n_shot else each, n_shot) for each in own])
+    rows = rows[rng.permutation(len(rows))]
     x = to_x(torch.from_numpy(pixels[rows]).to(device), drawing)
     support = Support(x, torch.from_numpy(y[rows]).to(device), n_way)
     return Task(support, classes, counts.tolist())
