@@ -176,6 +176,7 @@ def desk(tmp_path, monkeypatch) -> Path:
         for k in range(3 + number):
             photo(f"photos/{bird}/{k}.jpg", number)
         photo(f"new/{number}.jpg", number)
+        photo(f"more/{bird}/9.jpg", number)
     for number in range(15):
         for k in range(20):
             photo(f"birds/species {number:02}/{k}.png", number)

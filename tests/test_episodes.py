@@ -142,9 +142,24 @@ def test_every_class_and_image_gets_its_turn():
         ((6, 1, 1), "6-way episodes need 6 classes, but the set has 5: add 1, or pass a smaller --n-way"),
         (
             (5, 5, 15),
-            "class 'class 2' has 3 images, but 5-shot with 15 queries needs 20: add 17, or pass a smaller --n-shot",
+            "5-shot with 15 queries needs 20 images of each of 5 classes, but 4 of the set have as many ('class 2' has "
+            "3): add images, or pass --n-shot 1 --n-query 2",
         ),
-        ((5, 2, 15), "class 'class 2' has 3 images, but 2-shot with 15 queries needs 17: add 14, or pass --n-query 1"),
+        (
+            (5, 2, 15),
+            "2-shot with 15 queries needs 17 images of each of 5 classes, but 4 of the set have as many ('class 2' has "
+            "3): add images, or pass --n-query 1",
+        ),
+        (
+            (5, 3, 1),
+            "3-shot with 1 queries needs 4 images of each of 5 classes, but 4 of the set have as many ('class 2' has "
+            "3): add images, or pass --n-shot 1 --n-query 2",
+        ),
+        (
+            (4, 15, 15),
+            "15-shot with 15 queries needs 30 images of each of 4 classes, but 0 of the set have as many ('class 0' "
+            "has 20, 'class 1' has 20, 'class 2' has 3 and 2 more have too few): add images, or pass --n-query 5",
+        ),
         ((1, 1, 1), "--n-way 1: must be at least 2"),
         ((5, 0, 1), "--n-shot 0: must be at least 1"),
         ((5, 1, -1), "--n-query -1: must be at least 0"),
@@ -154,6 +169,20 @@ def test_what_cannot_be_sampled_is_refused_with_numbers(arguments, message):
     with pytest.raises(UserError) as error:
         EpisodeSampler(numbered([20, 20, 3, 20, 20]), *arguments)
     assert str(error.value) == message
+
+
+def test_a_class_with_too_few_images_is_left_out_of_episodes_and_one_line_says_so(capsys):
+    sizes = [20, 20, 3, 20, 20]
+    images = replace(numbered(sizes), name="a set of its own")
+    sampler = EpisodeSampler(images, 4, 1, 5, seed=3)
+    whole = EpisodeSampler(numbered(sizes).subset([f"class {k}" for k in (0, 1, 3, 4)]), 4, 1, 5, seed=3)
+    for number in range(5):
+        assert torch.equal(sampler[number].query.x, whole[number].query.x)
+        assert sampler.classes(number) == whole.classes(number)
+    assert sampler.images.classes == ("class 0", "class 1", "class 3", "class 4")
+    EpisodeSampler(images, 2, 1, 5)
+    said = "left out of episodes of a set of its own, where a class needs 6 images: 'class 2' has 3"
+    assert capsys.readouterr().err == f"{said}\n", "once"
 
 
 def test_a_device_takes_only_the_own_images_along():

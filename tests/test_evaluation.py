@@ -126,6 +126,8 @@ def test_a_result_says_what_was_tested_and_how(meta_sets, path):
     assert result == {
         "method": "meta-lstm",
         "data": meta_sets.name,
+        "trained_on": meta_sets.name,
+        "other_data": False,
         "split": "meta-test",
         "n_way": 2,
         "n_shot": 1,
@@ -171,16 +173,26 @@ def test_a_method_without_that_setting_is_inductive(meta_sets, tmp_path):
     assert (result["query_norm"], result["transductive"]) == (None, False)
 
 
-def test_other_data_are_refused(meta_sets, path):
-    other = replace(meta_sets, name="omniglot", digest="f" * 64)
+def test_other_data_must_have_images_of_the_same_shape(meta_sets, path):
+    splits = {name: replace(part, images=part.images[..., :1]) for name, part in meta_sets.splits.items()}
     with pytest.raises(UserError) as error:
-        evaluate_checkpoint(path, other, "meta-test")
+        evaluate_checkpoint(path, replace(meta_sets, name="gray", digest="f" * 64, splits=splits), "meta-test")
     assert str(error.value) == (
-        f"{path} was trained on {meta_sets.name} (digest {meta_sets.digest[:12]}), but omniglot is other data (digest "
-        f"ffffffffffff): pass --data {meta_sets.name}"
+        f"{path} takes images of 3 channels, 16x16, but those of gray are 1 channel, 16x16: take another checkpoint"
     )
-    with pytest.raises(UserError, match=r"the files, or the version of Pillow that resized them, differ: see metalstm"):
+
+
+def test_data_that_have_changed_are_refused(meta_sets, path):
+    with pytest.raises(UserError) as error:
         evaluate_checkpoint(path, replace(meta_sets, digest="f" * 64), "meta-test")
+    assert str(error.value) == (
+        f"{path} was trained on {meta_sets.name} (digest {meta_sets.digest[:12]}), but its images have changed (digest "
+        "ffffffffffff): the files, or the version of Pillow that resized them, differ: see metalstm data check"
+    )
+    with pytest.raises(
+        UserError, match=r"^--split all: .* was trained on classes of folder:.*: pass --split meta-test$"
+    ):
+        evaluate_checkpoint(path, meta_sets, "all")
 
 
 def test_a_number_of_classes_that_is_not_served_is_refused(meta_sets, path):

@@ -287,7 +287,7 @@ def test_messages_number_arrays_that_are_not_images(source, message):
 
 
 def test_numbers_of_32_bits_that_are_none_have_a_tone(recwarn):
-    pixels = PHOTO(Image.fromarray(np.float32([[np.nan, np.inf], [-np.inf, 0]])))
+    pixels = PHOTO(Image.fromarray(np.array([[np.nan, np.inf], [-np.inf, 0]], np.float32)))
     assert pixels.min() == 0
     assert pixels.max() == 255
     assert not recwarn.list

@@ -162,7 +162,7 @@ def test_the_best_baselines_start_from_the_same_pre_training(traits):
     assert pretrained.learner_settings == Conv4.Settings(
         filters=64, conv_bias=False, unit_gamma=True, pooling="average", mirror=traits.mirrors
     )
-    changes = {"affine": 0.1, "elastic": 0.5} if traits.drawing else {"crop": 4}
+    changes: dict[str, Any] = {"affine": 0.1, "elastic": 0.5} if traits.drawing else {"crop": 4}
     assert pretrained.training == TrainingSettings(
         episodes=30_000,
         outer="sgd",
@@ -198,7 +198,14 @@ def test_the_best_matching_network():
     assert best == named("matching-net-fce", "best", PHOTOS, 1)
     assert best.settings == MatchingNet.Settings(class_score="attention", scale=10.0)
     assert best.training == TrainingSettings(
-        episodes=10_000, lr=1e-3, lr_decay=True, clip=None, pretrain=30_000, generations=2, val_episodes=300, mirrors=True
+        episodes=10_000,
+        lr=1e-3,
+        lr_decay=True,
+        clip=None,
+        pretrain=30_000,
+        generations=2,
+        val_episodes=300,
+        mirrors=True,
     )
 
 

@@ -8,9 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from metalstm.console import say_once
 from metalstm.data import ImagesByClass
 from metalstm.errors import UserError, shown
 from metalstm.settings import check_seed
+
+NAMED = 3  # classes that a line names
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,13 @@ class EpisodeSampler:
     It is the same on every machine, in any order and in any number of processes. Classes are drawn without
     replacement, and so are the images of a class. The support set is shuffled; queries are ordered by class.
 
+    Classes with too few images are left out, and a line says so.
+
     Where each image of a class is drawn by another person, as in Omniglot and the glyphs, no query is therefore by the
     hand that drew the support images of its class.
 
     Args:
-        images: The meta-set.
+        images: The meta-set; `images` of the sampler are its classes that are large enough.
         n_way: Classes per episode.
         n_shot: Support images per class.
         n_query: Query images per class; 15 in the paper.
@@ -93,8 +98,8 @@ class EpisodeSampler:
         within_group: Draw a group that has enough classes, then the classes from it alone.
 
     Raises:
-        UserError: There are too few classes, all together or in each group, or too few images in one of them; or the
-            seed is out of bounds.
+        UserError: There are too few classes, all together or in each group, or too few with enough images; or the seed
+            is out of bounds.
     """
 
     def __init__(
@@ -116,15 +121,7 @@ class EpisodeSampler:
                 f"{n_way}-way episodes need {n_way} classes, but {images.name} has {len(images.classes)}: "
                 f"add {n_way - len(images.classes)}, or pass a smaller --n-way"
             )
-        needed = n_shot + n_query
-        for name, (start, stop) in zip(images.classes, images.spans, strict=True):
-            if stop - start < needed:
-                has = int(stop - start)
-                instead = f"--n-query {has - n_shot}" if has >= n_shot else "a smaller --n-shot"
-                raise UserError(
-                    f"class {name!r} has {has} images, but {n_shot}-shot with {n_query} queries needs {needed}: "
-                    f"add {needed - has}, or pass {instead}"
-                )
+        images = _large_enough(images, n_way, n_shot, n_query)
         self.pixels = _Pixels(images, device)
         self.images, self.device = self.pixels.images, self.pixels.device
         self.n_way, self.n_shot, self.n_query, self.seed = n_way, n_shot, n_query, seed
@@ -145,7 +142,7 @@ class EpisodeSampler:
         )
 
     def classes(self, index: int) -> list[int]:
-        """The classes of an episode, as numbers in the meta-set. Label k of the episode is number k in this list."""
+        """The classes of an episode, as numbers in `images`. Label k of the episode is number k in this list."""
         return self._classes(index)[1].tolist()
 
     def _classes(self, index: int) -> tuple[np.random.RandomState, np.ndarray]:
@@ -163,6 +160,34 @@ class EpisodeSampler:
         order = rng.permutation(self.n_way * self.n_shot)
         labels = np.repeat(np.arange(self.n_way), self.n_shot)
         return rows[:, : self.n_shot].reshape(-1)[order], labels[order], rows[:, self.n_shot :].reshape(-1)
+
+
+def _large_enough(images: ImagesByClass, n_way: int, n_shot: int, n_query: int) -> ImagesByClass:
+    """The classes that have the images of an episode; the first time, a line names the others.
+
+    Raises:
+        UserError: There are fewer than `n_way`.
+    """
+    needed, sizes = n_shot + n_query, np.diff(images.spans).ravel()
+    small = [f"{name!r} has {size}" for name, size in zip(images.classes, sizes, strict=True) if size < needed]
+    if not small:
+        return images
+    shown = ", ".join(small[:NAMED]) + (f" and {len(small) - NAMED:,} more have too few" if len(small) > NAMED else "")
+    if (enough := len(sizes) - len(small)) < n_way:
+        raise UserError(
+            f"{n_shot}-shot with {n_query} queries needs {needed} images of each of {n_way} classes, but {enough} of "
+            f"{images.name} have as many ({shown}): add images{_advice(sizes, n_way, n_shot)}"
+        )
+    say_once(f"left out of episodes of {images.name}, where a class needs {needed} images: {shown}")
+    return images.subset(name for name, size in zip(images.classes, sizes, strict=True) if size >= needed)
+
+
+def _advice(sizes: np.ndarray, n_way: int, n_shot: int) -> str:
+    """The options with which `n_way` classes would be large enough, if there are any."""
+    has = int(np.sort(sizes)[-n_way])
+    if has > n_shot:
+        return f", or pass --n-query {has - n_shot}"
+    return f", or pass --n-shot {has // 2} --n-query {has - has // 2}" if has > 1 else ""
 
 
 def _groups(images: ImagesByClass, n_way: int) -> list[np.ndarray]:

@@ -2,8 +2,11 @@
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+SHOWN = 20  # lines of a list
+SKIP_BAD = "pass --skip-bad to go on without"
 
 
 class UserError(Exception):
@@ -15,6 +18,23 @@ class UserError(Exception):
     def __str__(self) -> str:
         """The message in one line, whatever the names in it hold."""
         return " ".join(super().__str__().splitlines())
+
+
+class Problems(UserError):
+    """Several mistakes in one list: one line for each below the first. One alone is a single line.
+
+    Args:
+        where: What has them.
+        problems: One line each; at least one.
+        instead: What the user can do other than to mend them, for example "pass --skip-bad".
+    """
+
+    def __init__(self, where: object, problems: Sequence[str], instead: str):
+        self.problems = [" ".join(each.split()) for each in problems]
+        if len(problems) == 1:
+            super().__init__(f"{self.problems[0]}, or {instead}")
+        else:
+            super().__init__(f"{where}: {len(problems):,} problems; mend them, or {instead}:\n{listed(self.problems)}")
 
 
 class Interrupted(Exception):
@@ -30,6 +50,12 @@ def shown(value: Any) -> str:
     """A value in a message, in one line of at most 200 characters: what a file holds has no bounds."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def listed(lines: Sequence[str]) -> str:
+    """Lines below another one, the first 20 of them."""
+    more = [f"and {len(lines) - SHOWN:,} more"] if len(lines) > SHOWN else []
+    return "\n".join(f"  {line}" for line in [*lines[:SHOWN], *more])
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -135,8 +135,8 @@ def evaluate_checkpoint(
 
     Args:
         name: A shipped checkpoint's name, a run folder or a file.
-        meta_sets: The data that it was trained on.
-        split: One of the three.
+        meta_sets: The data that it was trained on, or other data with images of the same shape.
+        split: One of the three, or "all" for all classes of other data.
         n_way: Classes an episode; as trained by default.
         n_shot: Support images a class; as trained by default.
         n_query: Query images a class.
@@ -150,23 +150,36 @@ def evaluate_checkpoint(
         Everything that `metalstm evaluate --json` writes: plain values, accuracies in percent.
 
     Raises:
-        UserError: The checkpoint was trained on other data, or serves no such number of classes.
+        UserError: The data have changed since training, or have images of another shape; or the method serves no such
+            number of classes.
     """
     with distributed.all_fail_together():
         device = devices.usable(device)
         path = checkpoint.find(name)
         method, config, _ = checkpoint.load_method(path, changes)
-        check_data(name, config, meta_sets)
+        if meta_sets.name == config.data:
+            check_data(name, config, meta_sets)
+        other = meta_sets.digest != config.data_digest
+        if split == "all" and not other:
+            raise UserError(f"--split all: {name} was trained on classes of {config.data}: pass --split meta-test")
+        images = meta_sets.all() if split == "all" else meta_sets.splits[split]
+        if images.image_shape != config.image_shape:
+            raise UserError(
+                f"{name} takes images of {_shape(config.image_shape)}, but those of {meta_sets.name} are "
+                f"{_shape(images.image_shape)}: take another checkpoint"
+            )
         n_way = config.n_way if n_way is None else n_way
         n_shot = config.n_shot if n_shot is None else n_shot
-        sampler = EpisodeSampler(meta_sets.splits[split], n_way, n_shot, n_query, seed, device, within_group)
+        sampler = EpisodeSampler(images, n_way, n_shot, n_query, seed, device, within_group)
         method.check_way(n_way)
     precision = config.learner_settings.precision
     query_norm = getattr(config.settings, "query_norm", None)
     allow_tf32(precision)
     start = time.perf_counter()
     accuracy = evaluate(method.to(device), sampler, episodes, f"evaluating on {split}")
-    return measured(config.method, config.data, split, sampler, accuracy) | {
+    return measured(config.method, meta_sets.name if other else config.data, split, sampler, accuracy) | {
+        "trained_on": config.data,
+        "other_data": other,
         "data_digest": meta_sets.digest,
         "query_norm": query_norm,
         "precision": precision,
@@ -185,13 +198,19 @@ def check_data(name: str | Path, config: RunConfig, meta_sets: MetaSets) -> None
         UserError: It was trained on other data.
     """
     if meta_sets.digest != config.data_digest:
-        mend = f"pass --data {config.data}"
+        here, mend = f"{meta_sets.name} is other data", f"pass --data {config.data}"
         if meta_sets.name == config.data:
+            here = "its images have changed"
             mend = "the files, or the version of Pillow that resized them, differ: see metalstm data check"
         raise UserError(
-            f"{name} was trained on {config.data} (digest {config.data_digest[:12]}), but "
-            f"{meta_sets.name} is other data (digest {meta_sets.digest[:12]}): {mend}"
+            f"{name} was trained on {config.data} (digest {config.data_digest[:12]}), but {here} "
+            f"(digest {meta_sets.digest[:12]}): {mend}"
         )
+
+
+def _shape(image: tuple[int, int, int]) -> str:
+    """(channels, height, width) in words."""
+    return f"{image[0]} channel{'s' * (image[0] > 1)}, {image[1]}x{image[2]}"
 
 
 def measured(method: str, data: str, split: str, sampler: EpisodeSampler, accuracy: Accuracy) -> dict[str, Any]:

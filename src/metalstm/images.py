@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -255,22 +256,30 @@ def find(names: Iterable[str], lines: Iterable[str]) -> list[Path]:
     Raises:
         UserError: A folder has no images.
     """
-    from PIL import Image
-
     paths = []
     for name in names:
         if name == "-":
             paths += [Path(line.rstrip("\r\n")) for line in lines if line.strip()]
         elif Path(name).is_dir():
-            known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-            files = [path for path in sorted(Path(name).rglob("*")) if path.suffix.lower() in known and path.is_file()]
-            files = [path for path in files if not path.name.startswith(".")]
+            files = [path for path in sorted(Path(name).rglob("*")) if is_image_name(path) and path.is_file()]
             if not files:
                 raise UserError(f"{name} has no images: name a folder with files such as .jpg or .png in it")
             paths += files
         else:
             paths.append(Path(name))
     return paths
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether the name of a file is that of an image: it ends as `FORMATS` do, and is not hidden."""
+    return not path.name.startswith(".") and path.suffix.lower() in _suffixes()
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    from PIL import Image
+
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
 def show_drawings(sources: Sequence[Any]) -> bool:

@@ -94,8 +94,8 @@ def build(config: RunConfig) -> Method:
 def pretraining(config: RunConfig) -> RunConfig:
     """The run that a method starts from: its network as a classifier of all meta-train classes.
 
-    `training.pretrain` is the number of mini-batches; the run's minutes bound it too. A pre-training itself starts from
-    the generation before it.
+    `training.pretrain` is the number of mini-batches. The run's minutes bound it too: it gets half of them, or all
+    where no episodes follow. A pre-training itself starts from the generation before it.
     """
     recipe = named("pretrained", config.recipe, config.traits, config.n_shot, config.learner)
     own = config.training
@@ -112,7 +112,7 @@ def pretraining(config: RunConfig) -> RunConfig:
             episodes=own.pretrain,
             pretrain=own.pretrain if generation > 1 else 0,
             generations=generation,
-            minutes=own.minutes,
+            minutes=own.minutes and own.minutes / (2 if own.episodes else 1),
             rotations=own.rotations,
             mirrors=own.mirrors,
             within_group=own.within_group,

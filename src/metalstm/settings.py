@@ -62,7 +62,8 @@ class TrainingSettings:
     episodes: Amount = 50_000
     """Meta-train episodes at the most; mini-batches for a method that is trained on these."""
     minutes: Positive | None = None
-    """Minutes of training at the most, validations and pre-training included."""
+    """Minutes of training at the most, validations and pre-training included; the pre-training gets at most half of
+    them. A validation that has begun is finished."""
     meta_batch: Count = 1
     """Episodes in an outer step."""
     lr: Positive = 1e-3

@@ -39,17 +39,27 @@ def test_auroc_by_hand():
 
 
 def test_nearest_is_by_ratio():
-    entries = [{"n_way": n_way, "n_shot": n_shot} for n_way in (2, 5, 10, 20) for n_shot in (1, 5)]
+    entries = [{"n_way": n_way, "n_shot": n_shot, "threshold": 0.5} for n_way in (2, 5, 10, 20) for n_shot in (1, 5)]
     for n_way, n_shot, expected in [(3, 1.0, (2, 1)), (4, 2.0, (5, 1)), (7, 3.0, (5, 5)), (8, 99.0, (10, 5))]:
         entry = nearest(entries, n_way, n_shot)
         assert (entry["n_way"], entry["n_shot"]) == expected
+
+
+def test_the_threshold_for_more_classes_asks_for_the_same_lead():
+    entries = [{"n_way": 5, "n_shot": 1, "temperature": 2.0, "threshold": 0.5}]
+    assert nearest(entries, 5, 9.0)["threshold"] == 0.5
+    lead = 4.0  # of the odds of 0.5 against four others
+    for n_way in (2, 20, 200):
+        entry = nearest(entries, n_way, 1.0)
+        assert entry["threshold"] == pytest.approx(lead / (lead + n_way - 1))
+        assert entry["temperature"] == 2.0
 
 
 def test_what_is_measured_of_a_method(tmp_path):
     meta_sets = helpers.load_folder(helpers.make_folder(tmp_path / "patterns", noise=170))
     images = meta_sets.splits["meta-val"]  # three classes of eight images, too few for more than 2-way
     method = PixelNearestNeighbor()
-    with pytest.raises(Exception, match="class 'class 06' has 8 images"):
+    with pytest.raises(Exception, match="'class 06' has 8"):
         calibrate(method, images, shots=(1,), episodes=2)
     entries = calibrate(method, images, shots=(1, 2), episodes=20, n_query=4)
     assert [(entry["n_way"], entry["n_shot"]) for entry in entries] == [(2, 1), (2, 2)]

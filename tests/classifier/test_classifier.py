@@ -152,9 +152,9 @@ def test_temperature_and_threshold_are_those_of_the_calibration(make, patterns):
     ("change", "message"),
     [
         (lambda x, y: (x, y[:-1]), "9 images, but labels of shape (8,): give one label for each image"),
-        (lambda x, y: (x, ["a"] * 9), "1 class: give 2 to 20"),
-        (lambda x, y: (x * 3, list(range(27))), "27 classes: give 2 to 20"),
-        (lambda x, y: ([], []), "0 classes: give 2 to 20"),
+        (lambda x, y: (x, ["a"] * 9), "1 class: give 2 to 200"),
+        (lambda x, y: (x * 3, list(range(27))), "27 classes: give 2 to 200"),
+        (lambda x, y: ([], []), "0 classes: give 2 to 200"),
         (lambda x, y: (x[0], y[:1]), "one image where several are expected: give a list, [image]"),
         (lambda x, y: ("a.jpg", ["a"]), "one image where several are expected: give a list, [image]"),
     ],
@@ -171,11 +171,19 @@ def test_what_cannot_be_learned_from(make, patterns, checkpoint_name, change, me
 def test_images_that_cannot_be_read_are_named(make, patterns):
     support, labels, *_ = patterns
     with pytest.raises(UserError) as error:
-        Classifier(make()).fit([*support[:4], "p", "q", "r", "s", np.zeros((2, 2))[None]], labels)
+        Classifier(make()).fit([*support[:6], "p", "q", np.zeros((2, 2))[None]], labels)
+    assert str(error.value).splitlines() == [
+        "the images: 3 problems; mend them, or pass --skip-bad to go on without:",
+        "  cannot read p as an image (No such file or directory): check its name and permissions",
+        "  cannot read q as an image (No such file or directory): check its name and permissions",
+        "  image 9 is (1, 2, 2): give a path, a PIL image, or (height, width) or (height, width, channels) with 1, 3 "
+        "or 4 channels",
+    ]
+    with pytest.raises(UserError) as error:
+        Classifier(make()).fit([*support[:8], "p"], labels)
     assert str(error.value) == (
-        "cannot read p as an image (No such file or directory): check its name and permissions; "
-        "cannot read q as an image (No such file or directory): check its name and permissions; "
-        "cannot read r as an image (No such file or directory): check its name and permissions; and 2 more"
+        "cannot read p as an image (No such file or directory): check its name and permissions, or pass --skip-bad to "
+        "go on without"
     )
 
 
@@ -328,10 +336,11 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
 
     images, labels = drawings(3)
     one = Classifier("meta-lstm-omniglot-5w1s", seed=2)
-    assert repr(one) == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu')"
+    assert repr(one) == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu', skip_bad=False)"
     copy: Any = clone(one)
     assert copy is not one
-    assert copy.get_params() == one.get_params() == {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu"}
+    params = {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu", "skip_bad": False}
+    assert copy.get_params() == one.get_params() == params
     assert is_classifier(one)
     with pytest.raises(Exception, match="not fitted"):
         check_is_fitted(one)
@@ -349,7 +358,9 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
     assert search.best_estimator_.score(images, labels) > 0.6
     with pytest.raises(UserError) as error:
         one.set_params(sede=1)
-    assert str(error.value) == "unknown parameter 'sede', did you mean 'seed'? allowed: checkpoint, device, seed"
+    assert (
+        str(error.value) == "unknown parameter 'sede', did you mean 'seed'? allowed: checkpoint, device, seed, skip_bad"
+    )
 
 
 def test_labels_may_be_numbers_and_a_classifier_be_pickled(make, patterns, tmp_path):

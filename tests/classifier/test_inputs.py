@@ -10,7 +10,7 @@ from PIL import Image
 import helpers
 from metalstm import checkpoint, data, recipes
 from metalstm.classifier import Classifier
-from metalstm.classifier.inputs import as_list, make_task, read_files
+from metalstm.classifier.inputs import as_list, make_task, read_batches
 from metalstm.classifier.meta_learner import MetaLearner
 from metalstm.classifier.network import BATCH
 from metalstm.errors import UserError
@@ -29,6 +29,25 @@ def test_smaller_classes_are_repeated_and_all_are_shuffled(patterns):
     assert support.y.tolist() != sorted(support.y.tolist()), "shuffled"
     other = make_task(np.stack(patterns.support), labels, drawing=False, seed=1)
     assert support.y.tolist() != other.support.y.tolist()
+
+
+def test_large_classes_are_learned_from_in_part():
+    """200 classes, one with 1,000 images: not 200,000 images are learned from, but 2,000."""
+    counts = [1000, *[3] * 198, 20]
+    labels = np.repeat(np.arange(200), counts)
+    pixels = np.zeros((len(labels), 2, 2, 1), np.uint8)
+    pixels[:, 0, 0, 0] = np.concatenate([np.arange(n) % 256 for n in counts])
+    task = make_task(pixels, labels, drawing=False, seed=0)
+    assert task.counts == counts
+    assert task.support.y.bincount().tolist() == [10] * 200
+    large, other = (
+        each.support.x[each.support.y == 0, 0, 0, 0].unique()
+        for each in (task, make_task(pixels, labels, drawing=False, seed=1))
+    )
+    assert 8 <= len(large) <= 10
+    assert large.tolist() != other.tolist()
+    small = make_task(pixels[:1003], labels[:1003], drawing=False, seed=0)
+    assert small.support.y.bincount().tolist() == [1000, 1000], "up to 2,000 images all are learned from"
 
 
 @pytest.mark.parametrize("traits", [Traits(), Traits(drawing=True), Traits(drawing=True, centered=True)])
@@ -85,13 +104,13 @@ def test_files_are_read_a_batch_at_a_time_and_broken_ones_are_named(tmp_path):
     for path in paths[:-1]:
         Image.new("L", (20, 20)).save(path)
     paths[1].write_text("no")
-    first, second = read_files(paths, Preprocessing(16, 3, drawing=False))
-    assert first.paths == [paths[0], *paths[2:BATCH]]
+    first, second = read_batches(paths, Preprocessing(16, 3, drawing=False), "reading")
+    assert first.good == [0, *range(2, BATCH)]
     assert first.pixels.shape == (BATCH - 1, 16, 16, 3)
     assert first.faults == [
         f"cannot read {paths[1]} as an image (no format that is known here): save it as JPEG or PNG, or remove it"
     ]
-    assert (second.paths, len(second.pixels)) == ([paths[BATCH]], 1)
+    assert (second.good, len(second.pixels)) == ([BATCH], 1)
     assert second.faults == [
         f"cannot read {paths[-1]} as an image (No such file or directory): check its name and permissions"
     ]

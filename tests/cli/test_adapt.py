@@ -1,7 +1,14 @@
+import json
+import shutil
+
+import pytest
+
 import helpers
 from cli.examples import COLORS, paint
+from helpers import flags
 from metalstm import checkpoint
 from metalstm.classifier import Classifier
+from metalstm.errors import Problems
 
 
 def test_adapt_reports_images_meta_learner_file_and_accuracy(adapted, colors):
@@ -11,7 +18,7 @@ def test_adapt_reports_images_meta_learner_file_and_accuracy(adapted, colors):
         "photos: 3 blue [b], 3 green, 2 red",
         "meta-learner: meta-lstm-cifar-fs-5w5s (for photos, 2.67 a class; --checkpoint takes another)",
         "photos.safetensors: the classifier; now: metalstm predict photos.safetensors IMAGES",
-        "accuracy on images like these: 100 % (95 % interval 68 to 100 %), by 2-fold cross-validation on 8 images",
+        "accuracy on images like these: 100 % (95 % interval 68 to 100 %), by 3-fold cross-validation on 8 images",
     ]
     assert (colors / "photos.safetensors").is_file()
 
@@ -33,6 +40,125 @@ def test_adapt_takes_a_checkpoint_and_says_why_there_is_no_estimate(colors, comm
     assert (meta["checkpoint"], meta["seed"]) == ("meta-lstm-omniglot-5w1s", 4)
 
 
+@pytest.fixture
+def messy(colors, tmp_path):
+    """`photos` with all that folders of people have in them."""
+    photos = shutil.copytree(colors / "photos", tmp_path / "photos")
+    for name in ("notes.txt", "Thumbs.db", ".DS_Store", "._0.png", "7.heic"):
+        (photos / "green" / name).write_text("no image")
+    (photos / "green" / "8.jpg").write_text("no image")
+    (photos / "red" / "9.PNG").write_bytes((photos / "red" / "0.png").read_bytes()[:900])
+    (photos / "yellow").mkdir()
+    return photos
+
+
+def test_adapt_names_all_problems_at_once_or_goes_on_without(messy, colors, commands, tmp_path):
+    status, out, err = commands("adapt", "photos", cwd=tmp_path)
+    assert (status, out) == (2, "")
+    problems = [
+        "  class folder photos/yellow has no images: add some, or remove it",
+        "  cannot read photos/green/8.jpg as an image (no format that is known here): save it as JPEG or PNG, or "
+        "remove it",
+        "  cannot read photos/red/9.PNG as an image (image file is truncated): repair or remove it",
+    ]
+    assert err.splitlines() == [
+        "metalstm: photos: 3 problems; mend them, or pass --skip-bad to go on without:",
+        *problems,
+    ]
+    assert not (tmp_path / "photos.safetensors").exists()
+    status, out, err = commands("adapt", "photos", "--skip-bad", cwd=tmp_path)
+    assert (status, out) == (0, ""), err
+    assert err.splitlines()[:6] == [
+        "photos: left out, as no images by their names: green/7.heic, green/Thumbs.db, green/notes.txt",
+        "photos: goes on without these:",
+        *problems,
+        "photos: 3 blue [b], 3 green, 2 red",
+    ]
+    commands("adapt", colors / "photos", "--out", tmp_path / "clean.safetensors")
+    helpers.assert_same_tensors(tmp_path / "photos.safetensors", tmp_path / "clean.safetensors")
+
+
+def test_a_classifier_goes_on_without_bad_images(messy, colors):
+    def files(folder):
+        return [path for path in sorted(folder.glob("*/*")) if path.suffix in (".png", ".jpg", ".PNG")]
+
+    def labels(folder):
+        return [path.parent.name for path in files(folder)]
+
+    classifier = Classifier(skip_bad=True).fit(files(messy), labels(messy))
+    clean = Classifier().fit(files(colors / "photos"), labels(colors / "photos"))
+    assert len(classifier.left_out_) == 3, "._0.png, 8.jpg and 9.PNG"
+    assert clean.left_out_ == []
+    new = sorted((colors / "new").iterdir())
+    assert (classifier.predict_proba(new) == clean.predict_proba(new)).all()
+    assert str(classifier.estimate()) == str(clean.estimate())
+    with pytest.raises(Problems) as error:
+        Classifier().fit(files(messy), labels(messy))
+    assert len(error.value.problems) == 3
+    with pytest.raises(Problems) as error:
+        classifier.predict([messy / "green" / "8.jpg", messy / "red" / "9.PNG"])
+    assert str(error.value).startswith("the images: 2 problems; mend them, or call predict_files")
+
+
+def test_adapt_names_what_goes_wrong_and_writes_all_figures(colors, commands, tmp_path):
+    photos = shutil.copytree(colors / "photos", tmp_path / "photos")
+    for k in range(3, 6):
+        for name, color in COLORS.items():
+            paint(photos / name / f"{k}.png", color, 50 * k + len(name))
+    shutil.move(photos / "red" / "0.png", photos / "green" / "wrong.png")
+    status, out, err = commands("adapt", "photos", "--report", "-", cwd=tmp_path)
+    assert status == 0, err
+    said = dict(line.split(": ", 1) for line in err.splitlines() if ": " in line)
+    assert said["least accurate"] == "green 86 %"
+    assert said["most often confused"] == "green taken for red 1 times"
+    assert said["may be mislabeled"] == "photos/green/wrong.png looks like red"
+    values = json.loads(out)
+    assert values["may_be_mislabeled"][0]["image"] == "photos/green/wrong.png"
+    assert values["confused"] == [{"class": "green", "taken_for": "red", "times": 1}]
+    assert values["classes"]["green"]["images"] == 7
+    assert list(values["learning_curve"]) == ["1", "2", "4"]
+    assert values["accuracy"]["images"] == sum(each["images"] for each in values["classes"].values())
+
+
+@pytest.mark.parametrize("new", ["green", "yellow"])
+def test_images_and_classes_are_added_as_if_they_had_been_there(colors, commands, tmp_path, new):
+    """Bit by bit, old images first. A file that keeps no images refuses."""
+    photos, more = shutil.copytree(colors / "photos", tmp_path / "photos"), tmp_path / "more"
+    paint(more / new / "9.png", (230, 220, 40), 1)
+    status, _, err = commands("adapt", "photos", "--out", "x.safetensors", cwd=tmp_path)
+    assert status == 0, err
+    assert commands.refusal("adapt", "more", "--add", "x.safetensors", cwd=tmp_path) == (
+        "this classifier does not keep its images: adapt to all of them anew, with --keep-images"
+    )
+    small = (tmp_path / "x.safetensors").stat().st_size
+    commands("adapt", "photos", "--out", "x.safetensors", "--keep-images", cwd=tmp_path)
+    assert (tmp_path / "x.safetensors").stat().st_size > small + 8 * 32 * 32 * 3
+    status, _, err = commands("adapt", "more", "--add", "x.safetensors", cwd=tmp_path)
+    assert status == 0, err
+    assert ("1 yellow" if new == "yellow" else "4 green") in err
+    shutil.copytree(more, photos, dirs_exist_ok=True)
+    words = flags(checkpoint="meta-lstm-cifar-fs-5w5s", out="all.safetensors", keep_images=True)
+    commands("adapt", "photos", *words, cwd=tmp_path)
+    helpers.assert_same_tensors(tmp_path / "x.safetensors", tmp_path / "all.safetensors")
+    status, out, _ = commands("predict", "x.safetensors", colors / "new", "--csv", "-", cwd=tmp_path)
+    assert (status, out.count("\n")) == (0, 4)
+    refused = commands.refusal("adapt", "more", "--add", "x.safetensors", "--checkpoint", "y", cwd=tmp_path)
+    assert refused == "--add takes the meta-learner of the classifier: leave out --checkpoint"
+
+
+def test_kept_images_that_are_damaged_are_refused(colors, commands, tmp_path):
+    commands("adapt", colors / "photos", "--out", tmp_path / "x.safetensors", "--keep-images")
+    tensors, meta = checkpoint.load(tmp_path / "x.safetensors")
+    for change in (
+        {"kept.y": tensors["kept.y"] + 1},
+        {"kept.y": tensors["kept.y"][:-1].contiguous()},
+        {"kept.pixels": tensors["kept.pixels"][:, 1:].contiguous()},
+        {"kept.pixels": tensors["kept.pixels"].float()},
+    ):
+        checkpoint.save(tmp_path / "y.safetensors", tensors | change, meta)
+        assert "y.safetensors" in commands.refusal("predict", tmp_path / "y.safetensors", colors / "new")
+
+
 def test_what_adapt_refuses(colors, commands, tmp_path):
     def refusal(*words):
         return commands.refusal("adapt", *words, cwd=tmp_path)
@@ -44,14 +170,24 @@ def test_what_adapt_refuses(colors, commands, tmp_path):
     (tmp_path / "empty").mkdir()
     assert refusal("empty") == "empty has no class folders: put the images of each class into empty/<class>/"
     (tmp_path / "one" / "red").mkdir(parents=True)
-    assert refusal("one") == "class folder one/red has no images: add some, or remove it"
+    status, _, err = commands("adapt", "one", cwd=tmp_path)
+    assert (status, err.splitlines()) == (
+        2,
+        [
+            "metalstm: one: 2 problems; mend them, or pass --skip-bad to go on without:",
+            "  class folder one/red has no images: add some, or remove it",
+            "  0 classes: give 2 to 200",
+        ],
+    )
     paint(tmp_path / "one" / "red" / "1.png", (200, 0, 0), 1)
-    assert refusal("one") == "1 class: give 2 to 20"
+    assert refusal("one") == "1 class: give 2 to 200"
     (tmp_path / "one").rename(tmp_path / "two")
     (tmp_path / "two" / "green").mkdir()
     paint(tmp_path / "two" / "green" / "1.png", (0, 200, 0), 1)
     (tmp_path / "two" / "red" / "2.jpg").touch()
-    assert refusal("two") == "cannot read two/red/2.jpg as an image (it is empty): remove it"
+    assert refusal("two") == (
+        "cannot read two/red/2.jpg as an image (it is empty): remove it, or pass --skip-bad to go on without"
+    )
     assert refusal("two", "--checkpoint", "meta-lstm-omniglot-5w2s") == (
         "unknown checkpoint 'meta-lstm-omniglot-5w2s', did you mean 'meta-lstm-omniglot-5w5s'? allowed: "
         + ", ".join(checkpoint.shipped())

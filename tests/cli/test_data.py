@@ -1,6 +1,8 @@
 import re
 import shutil
 
+from PIL import Image
+
 
 def test_data_lists_what_there_is(commands, tmp_path):
     status, out, _ = commands("data", "list", "--data-root", tmp_path)
@@ -24,28 +26,47 @@ def test_data_check_reports_the_state_of_every_file(commands, tmp_path):
 
 def test_data_check_reads_the_images_of_a_folder(commands, folder):
     status, out, err = commands("data", "check", f"folder:{folder}")
-    assert (status, out) == (0, "")
-    assert err == (
-        f"{folder} has 96 images of 12 classes (6 in meta-train, 3 in meta-val, 3 in meta-test), and all can be read\n"
-        f"no image of folder:{folder} is in two splits\n"
-    )
+    splits = ["meta-train"] * 6 + ["meta-val"] * 3 + ["meta-test"] * 3
+    classes = [f"class\tclass {k:02}\t{split}\t8" for k, split in enumerate(splits)]
+    assert (status, out.splitlines()) == (0, classes)
+    assert err.splitlines() == [
+        f"{folder} has 96 images of 12 classes",
+        "0 groups of identical images",
+        "0 pairs of nearly identical images",
+    ]
 
 
-def test_data_check_names_images_that_are_in_two_splits(commands, folder, tmp_path):
+def test_data_check_names_duplicates_and_all_problems(commands, folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     shutil.copy(copy / "class 00" / "7.png", copy / "class 09" / "2.png")
-    shutil.copy(copy / "class 07" / "0.png", copy / "class 09" / "3.png")
+    shutil.copy(copy / "class 00" / "7.png", copy / "class 00" / "6.png")
+    shutil.copy(copy / "class 07" / "0.png", copy / "class 08" / "3.png")
+    photo = Image.open(copy / "class 03" / "1.png").convert("RGB")
+    photo.resize((48, 48)).save(copy / "class 03" / "z.jpg", quality=90)
+    (copy / "class 04" / "notes.txt").write_text("no image")
+    (copy / "class 04" / "1.png").write_bytes(b"")
+    (copy / "class 05" / "1.png").write_text("no image")
+    (copy / "class 99").mkdir()
     status, out, err = commands("data", "check", f"folder:{copy}")
-    assert (status, out) == (
-        0,
-        "identical\tmeta-train/class 00[7]\tmeta-test/class 09[2]\n"
-        "identical\tmeta-val/class 07[0]\tmeta-test/class 09[3]\n",
-    )
-    assert err.splitlines()[1:] == [
-        f"2 images of folder:{copy} are in more than one split. Without them:",
-        "  meta-train has 47 of 48 images: 1 less in class 00",
-        "  meta-val has 23 of 24 images: 1 less in class 07",
-        "  meta-test has 22 of 24 images: 2 less in class 09",
+    assert status == 2
+    assert out.splitlines()[4] == "class\tclass 04\tmeta-train\t7"
+    assert out.splitlines()[12:] == [
+        "class\tclass 99\tno split\t0",
+        "left out\tclass 04/notes.txt",
+        "identical\tacross splits\tclass 00/6.png\tclass 00/7.png\tclass 09/2.png",
+        "identical\tacross classes\tclass 07/0.png\tclass 08/3.png",
+        "near\twithin a class\tclass 03/1.png\tclass 03/z.jpg",
+        f"problem\tclass folder {copy}/class 99 has no images: add some, or remove it",
+        f"problem\tcannot read {copy}/class 04/1.png as an image (it is empty): remove it",
+        f"problem\tcannot read {copy}/class 05/1.png as an image (no format that is known here): save it as JPEG or "
+        "PNG, or remove it",
+    ]
+    assert err.splitlines() == [
+        f"{copy} has 95 images of 12 classes",
+        "1 files are no images by their names and are always left out",
+        "2 groups of identical images (1 across classes, 1 across splits)",
+        "1 pairs of nearly identical images (1 within a class)",
+        f"metalstm: 3 problems in {copy}: mend them; or --skip-bad goes on without",
     ]
 
 

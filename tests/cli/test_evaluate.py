@@ -16,7 +16,7 @@ from metalstm import checkpoint
 KEYS = {
     "method", "data", "split", "n_way", "n_shot", "n_query", "within_group", "episodes", "accuracy", "ci95", "seed",
     "data_digest", "query_norm", "precision", "transductive", "recipe", "changes", "checkpoint_sha256", "seconds",
-    "per_episode",
+    "per_episode", "trained_on", "other_data",
 }  # fmt: skip
 
 
@@ -37,6 +37,8 @@ def test_evaluate_gives_its_json_on_stdout_and_all_else_on_stderr(run, folder, c
     assert {key: result[key] for key in KEYS - {"accuracy", "ci95", "seconds", "per_episode", "changes"}} == {
         "method": "meta-lstm",
         "data": f"folder:{folder}",
+        "trained_on": f"folder:{folder}",
+        "other_data": False,
         "split": "meta-test",
         "n_way": 2,
         "n_shot": 1,
@@ -142,7 +144,7 @@ def test_shipped_checkpoints_give_the_accuracy_that_is_reported(name, commands, 
 REFUSED = {
     "split": (
         flags(split="meta_test"),
-        "unknown split 'meta_test', did you mean 'meta-test'? allowed: meta-test, meta-train, meta-val",
+        "unknown split 'meta_test', did you mean 'meta-test'? allowed: all, meta-test, meta-train, meta-val",
     ),
     "number of classes": (
         flags(n_way=3),
@@ -158,7 +160,8 @@ REFUSED = {
     "no query": (flags(n_query=0), "--n-query 0: must be at least 1"),
     "queries": (
         flags(n_query=9),
-        "class 'class 09' has 8 images, but 1-shot with 9 queries needs 10: add 2, or pass --n-query 7",
+        "1-shot with 9 queries needs 10 images of each of 2 classes, but 0 of meta-test have as many ('class 09' has "
+        "8, 'class 10' has 8, 'class 11' has 8): add images, or pass --n-query 7",
     ),
     "one episode": (flags(episodes=1), "--episodes 1: must be at least 2"),
     "less than no episodes": (flags(episodes=-1), "--episodes -1: must be at least 2"),
@@ -173,15 +176,32 @@ def test_evaluate_refuses(case, run, commands):
     assert commands.refusal("evaluate", run, *FEW, *words).startswith(message)
 
 
-def test_other_data_than_a_checkpoint_was_trained_on_is_refused(run, folder, tmp_path, commands):
+def test_a_checkpoint_is_tested_on_other_data_and_the_result_says_so(run, folder, tmp_path, commands):
     other = helpers.make_folder(tmp_path / "other", seed=1)
-    said = commands.refusal("evaluate", run, *FEW, *flags(data=f"folder:{other}"))
-    digest = checkpoint.load(run / "best.safetensors")[1]["config"]["data_digest"]
-    assert said.startswith(
-        f"{run} was trained on folder:{folder} (digest {digest[:12]}), but folder:{other} is other data (digest "
+    noted = (run / "run.json").read_text()
+    words = ["evaluate", run, *FEW, *flags(data=f"folder:{other}")]
+    status, out, err = commands(*words, "--json", tmp_path / "result.json")
+    assert status == 0, err
+    assert re.fullmatch(
+        rf"folder:{other} meta-test 2-way 1-shot, 6 episodes: \d+\.\d\d \+- \d+\.\d\d % "
+        rf"\(other data: trained on folder:{folder}\)\n",
+        out,
     )
-    said = commands.refusal("evaluate", run, *FEW, *flags(data="glyphs"))
-    assert "but glyphs is other data (digest " in said
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["data"], result["trained_on"], result["other_data"]) == (f"folder:{other}", f"folder:{folder}", True)
+    assert (run / "run.json").read_text() == noted, "it is not the run's own meta-test"
+    status, out, err = commands(*words, *flags(split="all"))
+    assert status == 0, err
+    assert f"folder:{other} all 2-way 1-shot, 6 episodes: " in out
+    said = commands.refusal("evaluate", run, *FEW, *flags(split="all"))
+    assert said == f"--split all: {run} was trained on classes of folder:{folder}: pass --split meta-test"
+
+
+def test_a_shipped_checkpoint_is_tested_on_a_folder(folder, commands):
+    words = flags(data=f"folder:{folder}", split="all", n_query=3, episodes=2)
+    status, out, err = commands("evaluate", "meta-lstm-cifar-fs-5w5s", *words)
+    assert status == 0, err
+    assert out.endswith("(other data: trained on cifar-fs)\n")
 
 
 def test_a_corrupt_checkpoint_is_refused(run, tmp_path, commands):

@@ -59,6 +59,12 @@ def test_predict_reports_broken_images_and_predicts_the_others(made, colors, com
     ]
 
 
+def test_predict_skips_broken_images_on_request(made, colors, commands, tmp_path):
+    status, out, err = commands("predict", made, colors / "new", tmp_path / "none.png", "--csv", "-", "--skip-bad")
+    assert (status, out.count("\n")) == (0, 4)
+    assert err.splitlines()[1:] == ["1 of 4 images could not be read; the others are predicted"]
+
+
 def test_predict_reads_paths_from_stdin(made, colors, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "metalstm", "predict", made, "-", "--csv", "-"],

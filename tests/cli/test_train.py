@@ -312,11 +312,13 @@ REFUSED = {
     "no query": (flags(n_query=0), "--n-query 0: must be at least 1"),
     "queries": (
         flags(n_query=15),
-        "class 'class 00' has 8 images, but 1-shot with 15 queries needs 16: add 8, or pass --n-query 7",
+        "1-shot with 15 queries needs 16 images of each of 2 classes, but 0 of meta-train have as many ('class 00' has "
+        "8, 'class 01' has 8, 'class 02' has 8 and 3 more have too few): add images, or pass --n-query 7",
     ),
     "shots": (
         flags(n_shot=9),
-        "class 'class 00' has 8 images, but 9-shot with 3 queries needs 12: add 4, or pass a smaller --n-shot",
+        "9-shot with 3 queries needs 12 images of each of 2 classes, but 0 of meta-train have as many ('class 00' has "
+        "8, 'class 01' has 8, 'class 02' has 8 and 3 more have too few): add images, or pass --n-shot 4 --n-query 4",
     ),
     "small images": (flags(image_size=8), "images of 8x8 pixels are too small for Conv4: it needs at least 16x16"),
     "no pixels": (flags(image_size=0), "image size 0 is too small: pass 1 or more pixels"),
@@ -341,7 +343,7 @@ def test_a_method_without_an_inner_loop_takes_no_inner_optimizer():
     assert str(error.value) == "--optimizer sgd: matching-net has no inner loop and takes no inner optimizer"
 
 
-def test_a_class_with_too_few_images_is_named_with_what_to_do(tmp_path, commands):
+def test_a_class_with_too_few_images_is_left_out_by_name(tmp_path, commands):
     images = helpers.make_folder(tmp_path / "images")
     (images / "class 04").rename(images / "cat")
     names = (images / "meta-train.txt").read_text()
@@ -349,9 +351,12 @@ def test_a_class_with_too_few_images_is_named_with_what_to_do(tmp_path, commands
     for k in range(3, 8):
         (images / "cat" / f"{k}.png").unlink()
     words = [*TRAIN, *flags(data=f"folder:{images}", out=tmp_path / "run")]
-    assert commands.refusal(*words, *flags(n_shot=2, n_query=6)) == (
-        "class 'cat' has 3 images, but 2-shot with 6 queries needs 8: add 5, or pass --n-query 1"
-    )
+    status, _, err = commands(*words, *flags(n_shot=2, n_query=6))
+    assert status == 0, err
+    assert err.count("left out of episodes of meta-train, where a class needs 8 images: 'cat' has 3\n") == 1
+    status, _, err = commands("evaluate", tmp_path / "run", *flags(split="meta-train", n_query=4, episodes=2))
+    assert status == 0, err
+    assert "where a class needs 6 images: 'cat' has 3\n" in err
 
 
 def test_a_folder_that_holds_no_classes_or_is_not_there(tmp_path, commands):

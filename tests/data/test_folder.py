@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from metalstm.classifier.network import to_x
-from metalstm.data import SPLITS, Folder, check, fetch, load
+from metalstm.data import SPLITS, Folder, fetch, load
 from metalstm.episodes import EpisodeSampler
-from metalstm.errors import UserError
+from metalstm.errors import Problems, UserError
 from metalstm.images import Preprocessing
 from metalstm.settings import Traits
 
@@ -105,7 +105,7 @@ def write_lists(folder: Path, train: str | None = "class0", val: str | None = "c
             lambda d: [(d / f"class{k}").rename(d / f".class{k}") for k in range(3)],
             "{d} has 2 classes, but the three splits need at least 3: add 1",
         ),
-        (lambda d: (d / "class9").mkdir(), "class folder {d}/class9 has no images: add some, or remove it"),
+        (lambda d: (d / "class9").mkdir(), "class folder {d}/class9 has no images: add some, or remove it{or_skip}"),
         (
             lambda d: write_lists(d, val=None, test=None),
             "{d} has meta-train.txt but not meta-val.txt, meta-test.txt: write all three lists, or none",
@@ -128,13 +128,13 @@ def write_lists(folder: Path, train: str | None = "class0", val: str | None = "c
             "{d}: class 'class1' is in meta-val and in meta-val: keep one of them",
         ),
         (
-            lambda d: (d / "class1" / "notes.txt").write_text("no image"),
-            "cannot read {d}/class1/notes.txt as an image (no format that is known here): save it as JPEG or PNG, or "
-            "remove it",
+            lambda d: (d / "class1" / "notes.jpg").write_text("no image"),
+            "cannot read {d}/class1/notes.jpg as an image (no format that is known here): save it as JPEG or PNG, or "
+            "remove it{or_skip}",
         ),
         (
             lambda d: (d / "class1" / "1.png").write_bytes((d / "class1" / "1.png").read_bytes()[:2000]),
-            "cannot read {d}/class1/1.png as an image (image file is truncated): repair or remove it",
+            "cannot read {d}/class1/1.png as an image (image file is truncated): repair or remove it{or_skip}",
         ),
     ],
 )
@@ -143,15 +143,75 @@ def test_faults_of_a_folder(tmp_path, prepare, message):
     prepare(folder)
     with pytest.raises(UserError) as error:
         load(f"folder:{folder}")
-    assert str(error.value) == message.format(d=folder)
+    assert str(error.value) == message.format(d=folder, or_skip=", or pass --skip-bad to go on without")
+
+
+def spoil(folder: Path) -> list[str]:
+    """Put in what folders of people have in them; gives the problems."""
+    for name in ("notes.txt", "Thumbs.db", ".DS_Store"):
+        (folder / "class0" / name).write_text("no image")
+    (folder / "class0" / "9.jpg").write_text("no image")
+    for path in (folder / "class2").iterdir():
+        path.write_bytes(path.read_bytes()[:2000])
+    (folder / "class9").mkdir()
+    return [
+        f"class folder {folder}/class9 has no images: add some, or remove it",
+        f"cannot read {folder}/class0/9.jpg as an image (no format that is known here): save it as JPEG or PNG, or "
+        "remove it",
+        *(
+            f"cannot read {folder}/class2/{k}.png as an image (image file is truncated): repair or remove it"
+            for k in range(3)
+        ),
+    ]
+
+
+@pytest.mark.parametrize("with_lists", [False, True])
+def test_bad_images_and_classes_are_one_list_or_are_left_out(tmp_path, capsys, with_lists):
+    folder, clean = (make_folder(tmp_path / name / "birds") for name in ("messy", "clean"))
+    problems = spoil(folder)
+    if with_lists:
+        write_lists(folder, train="class0\nclass2\nclass3", val="class1\nclass9", test="class4")
+        write_lists(clean, train="class0\nclass3", val="class1", test="class4")
+    for _ in range(2):  # decoded, then from the cache
+        with pytest.raises(Problems) as error:
+            load(f"folder:{folder}")
+        assert error.value.problems == problems
+        assert str(error.value).splitlines() == [
+            f"{folder}: 5 problems; mend them, or pass --skip-bad to go on without:",
+            *(f"  {problem}" for problem in problems),
+        ]
+    capsys.readouterr()
+    sets = load(f"folder:{folder}", skip_bad=True)
+    assert capsys.readouterr().err.splitlines() == [
+        f"{folder}: left out, as no images by their names: class0/Thumbs.db, class0/notes.txt",
+        f"{folder}: goes on without these:",
+        *(f"  {problem}" for problem in problems),
+    ]
+    if with_lists:
+        assert sets.digest == load(f"folder:{clean}").digest
+    assert sum(len(part.classes) for part in sets.splits.values()) == 4
+
+
+def test_a_split_in_which_nothing_can_be_read(tmp_path):
+    folder = make_folder(tmp_path / "birds")
+    spoil(folder)
+    write_lists(folder, val="class2")
+    write_lists(folder, train="class1", val=None, test="class3")
+    with pytest.raises(UserError) as error:
+        load(f"folder:{folder}", skip_bad=True)
+    assert str(error.value) == (f"meta-val of {folder} has no image that can be read: add classes with images to it")
+    for path in folder.glob("class*/*"):
+        path.write_text("no image")
+    with pytest.raises(UserError, match=r"meta-train of .* has no image that can be read"):
+        load(f"folder:{folder}", skip_bad=True)
 
 
 def test_decompression_bomb(tmp_path, monkeypatch):
     folder = make_folder(tmp_path / "birds", n_classes=3, size=(40, 50))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 900)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(Problems) as error:
         load(f"folder:{folder}")
-    assert str(error.value) == (
+    assert error.value.problems[0] == (
         f"cannot read {folder}/class0/0.png as an image (more pixels than Pillow reads): scale it down to 50 "
         "million pixels and sides of at most 65,535, or remove it"
     )
@@ -243,21 +303,3 @@ def test_a_folder_cannot_be_fetched(tmp_path):
     with pytest.raises(UserError) as error:
         fetch(f"folder:{folder}")
     assert str(error.value) == f"'folder:{folder}' is a folder of your own: there is nothing to fetch"
-
-
-def test_check_reads_every_image(tmp_path, capsys):
-    folder = make_folder(tmp_path / "birds")
-    assert check(f"folder:{folder}") == []
-    assert capsys.readouterr().err == (
-        f"{folder} has 15 images of 5 classes (3 in meta-train, 1 in meta-val, 1 in meta-test), and all can be read\n"
-    )
-    for k in range(4):
-        path = folder / f"class{k}" / "1.png"
-        path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(UserError) as error:
-        check(f"folder:{folder}")
-    faults = [
-        f"cannot read {folder}/class{k}/1.png as an image (image file is truncated): repair or remove it"
-        for k in range(3)
-    ]
-    assert str(error.value) == "; ".join([*faults, "and 1 more"])

@@ -50,7 +50,7 @@ def test_all_layers_are_trained_as_by_torch():
 def test_the_head_alone_is_trained_on_the_features_of_the_pre_training(rule):
     run = config("finetune", optimizer=rule, moves="head", epochs=3, rate=0.05, batch_size=None)
     method, of = pretrained(run), episode(())
-    body, moments = method.network()
+    body, moments, _ = method.network()
     with torch.no_grad():
         plain = method.learner.get_submodule("learner")
         features = [plain.features(body, x, moments)[0] for x in (of.support.x, of.query.x)]  # pyright: ignore[reportCallIssue]
@@ -72,7 +72,7 @@ def test_it_starts_from_the_network_that_others_start_from():
     whole, head = (config("finetune", moves=part) for part in ("all", "head"))
     assert recipes.pretraining(whole) == recipes.pretraining(head)
     one, other = pretrained(whole).network(), pretrained(head).network()
-    assert all(map(torch.equal, one, other))
+    assert all(map(torch.equal, one[:2], other[:2]))
 
 
 def test_a_rule_that_does_not_exist_is_refused():

@@ -141,6 +141,7 @@ def test_turned_images_add_the_loss_of_telling_how_far_they_were_turned():
     turns = torch.randint(4, (6,))
     turned = torch.stack([x.rot90(int(k), (1, 2)) for x, k in zip(BATCH.x, turns, strict=True)])
     logits, _ = learner(torch.cat([method.body, method.head]), BATCH.x)
+    assert method.turns_head is not None
     answers, _ = learner(torch.cat([method.body, method.turns_head]), turned)
     torch.testing.assert_close(loss, F.cross_entropy(logits, BATCH.y) + 0.5 * F.cross_entropy(answers, turns))
 
@@ -151,7 +152,7 @@ def test_averaged_weights_are_those_that_others_start_from():
     first = method.body.detach().clone()
     method(BATCH)
     with torch.no_grad():
-        method.body += 1
+        method.body.add_(1)
     method(BATCH)
     network = method.network()
     torch.testing.assert_close(network.body, first + 0.25)

@@ -1,5 +1,6 @@
 """The outer loop: what a run trains, validates, tunes and keeps, and that it can be resumed."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -335,6 +336,41 @@ def test_minutes_bound_the_pre_training_too_and_more_of_them_go_on(meta_sets, tm
     for file in ("last", "best", "pretrained/last"):
         assert_same_tensors(whole / f"{file}.safetensors", out / f"{file}.safetensors")
     assert [line["episode"] for line in metrics(out)] == [2, 4]
+
+
+def test_the_minutes_of_a_run_and_its_pre_training_are_one_limit(meta_sets, tmp_path):
+    """Neither is long enough to end by itself. Half of the time is for episodes; a resumed run adds nothing."""
+    out, minutes = tmp_path / "run", 4 / 60
+    config = tiny_config(meta_sets, shared_head=True, episodes=10**6, pretrain=10**6, minutes=minutes, val_every=10**6)
+    train(config, meta_sets, out)
+    before = [checkpoint.load(folder / "last.safetensors")[1]["at"] for folder in (out / "pretrained", out)]
+    start, end = before
+    assert start["seconds"] >= 2
+    assert end["seconds"] >= 4
+    assert end["episode"] > 0
+    train(config, meta_sets, out, resume=True)
+    assert before == [checkpoint.load(folder / "last.safetensors")[1]["at"] for folder in (out / "pretrained", out)]
+    half, whole = (recipes.pretraining(replace(config, training=each)).training.minutes for each in (
+        config.training, replace(config.training, episodes=0)
+    ))  # fmt: skip
+    assert (half, whole) == (minutes / 2, minutes), "all, where no episodes follow"
+
+
+def test_a_log_names_phases_counts_mini_batches_and_shows_the_time_left(meta_sets, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("metalstm.console.EVERY", 0.1)
+    config = tiny_config(meta_sets, shared_head=True, episodes=300, pretrain=1000, val_every=100)
+    train(config, meta_sets, tmp_path / "run")
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"{tmp_path / 'run' / 'pretrained'}: pre-training, 1,000 mini-batches at the most"
+    shown = r"\d[\d,]* of {} {}(, about \d+ (s|min) left)?(, (validating|\S+/s loss .*))?"
+    for phase, one, total, many in (
+        ("pre-training", "mini-batch", "1,000", "mini-batches"), ("meta-training", "episode", "300", "episodes")
+    ):  # fmt: skip
+        lines = [line for line in said[1:] if line.startswith(f"{phase}: ")]
+        assert lines
+        assert all(re.fullmatch(f"{phase}: {shown.format(total, many)}", line) for line in lines), lines
+        assert any("left" in line for line in lines)
+        assert any(line.startswith(f"{phase}, {one} {total}: meta-val ") for line in said)
 
 
 def test_the_seconds_of_the_pre_training_are_seconds_of_the_run(meta_sets, tmp_path):

@@ -92,12 +92,21 @@ def calibrate(
 
 
 def nearest(entries: Sequence[dict[str, Any]], n_way: int, n_shot: float) -> dict[str, Any]:
-    """The entry of `calibrate` whose way and shots are nearest, both in ratio: 3 classes are nearer to 2 than to 5."""
+    """The entry of `calibrate` for any number of classes and shots.
+
+    It is the entry whose way and shots are nearest, both in ratio: 3 classes are nearer to 2 than to 5. The temperature
+    is taken as it is. The threshold is moved so that one class must lead each other one by as much as in the entry:
+    its odds, t / (1 - t), are divided by (n_way - 1) / (n_way of the entry - 1).
+    """
 
     def distance(entry: dict[str, Any]) -> float:
         return log(entry["n_way"] / n_way) ** 2 + log(entry["n_shot"] / n_shot) ** 2
 
-    return min(entries, key=distance)
+    entry = min(entries, key=distance)
+    if entry["n_way"] == n_way:
+        return entry
+    odds = entry["threshold"] / max(1 - entry["threshold"], 1e-9) * (entry["n_way"] - 1) / (n_way - 1)
+    return entry | {"threshold": odds / (1 + odds)}
 
 
 def fit_temperature(logits: Float[Tensor, "n n_way"], y: Int[Tensor, " n"]) -> float:

@@ -10,26 +10,28 @@ from jaxtyping import Bool, Float
 
 from metalstm import checkpoint
 from metalstm.classifier import files
-from metalstm.classifier.cross_validation import Estimate, cross_validate
+from metalstm.classifier.cross_validation import CrossValidation, Estimate, cross_validate, learning_curve
 from metalstm.classifier.inputs import (
+    Examples,
     Pixels,
     Task,
     as_classes,
     as_labels,
     as_list,
+    names,
     one_for_each,
-    read_files,
+    read_batches,
     read_images,
 )
 from metalstm.classifier.meta_learner import MetaLearner, choose
 from metalstm.classifier.network import Network
-from metalstm.errors import UserError, unknown
+from metalstm.errors import SKIP_BAD, Problems, UserError, unknown
 from metalstm.images import Preprocessing
 from metalstm.methods import Adapted, Method
 from metalstm.methods.base import score
 from metalstm.settings import check_seed
 
-PARAMETERS = ("checkpoint", "seed", "device")
+PARAMETERS = ("checkpoint", "seed", "device", "skip_bad")
 
 
 class InnerStep(NamedTuple):
@@ -57,9 +59,11 @@ class Classifier:
             the kind of the images (drawings or photos) and their number.
         seed: Of the order in which the images are learned from.
         device: Where to compute.
+        skip_bad: Learn without the images that cannot be read; by default they are an error.
 
     Attributes:
         classes_: The labels, sorted.
+        left_out_: What is wrong with each image that was left out.
         checkpoint_: The meta-learner that was taken.
         method: The method that adapted.
         network: The trained network: from pixels to probabilities.
@@ -69,14 +73,18 @@ class Classifier:
     """
 
     classes_: np.ndarray
+    left_out_: list[str]
     checkpoint_: str
     method: Method
     network: Network
     preprocessing: Preprocessing
     meta: dict[str, Any]
 
-    def __init__(self, checkpoint: str | Path | None = None, seed: int = 0, device: str = "cpu"):
-        self.checkpoint, self.seed, self.device = checkpoint, seed, device
+    def __init__(
+        self, checkpoint: str | Path | None = None, seed: int = 0, device: str = "cpu", skip_bad: bool = False
+    ):
+        self.checkpoint, self.seed, self.device, self.skip_bad = checkpoint, seed, device, skip_bad
+        self._examples: Examples | None = None
 
     def fit(self, images: Any, labels: Any) -> "Classifier":
         """Learn from labeled images.
@@ -113,17 +121,33 @@ class Classifier:
             yield InnerStep(number, method.n_steps(support), loss.item(), accuracy.item(), forget, rate)
         self._finish(learner, task, method.adapt(support) if adapted is None else adapted)
 
-    def estimate(self, images: Any, labels: Any) -> Estimate:
+    def estimate(self, images: Any = None, labels: Any = None) -> Estimate:
         """The accuracy that `fit` on these images would give, by stratified cross-validation in at most 5 folds.
 
+        Args:
+            images: As for `fit`; by default, those that `fit` has learned from.
+            labels: One for each image.
+
         Raises:
-            UserError: A class has one image only; or as `fit`.
+            UserError: No class has two images; or as `fit`.
         """
-        check_seed(self.seed)
-        images = as_list(images)
-        labels = as_labels(labels, len(images), least=2)
-        learner = self._meta_learner(images, labels)
-        return cross_validate(learner, read_images(images, learner.preprocessing), labels, self.seed)
+        return self.cross_validate(images, labels).estimate
+
+    def cross_validate(self, images: Any = None, labels: Any = None) -> CrossValidation:
+        """What `estimate` counts: the answers of classifiers that have not seen an image, for each image.
+
+        Raises:
+            UserError: As `estimate`.
+        """
+        return cross_validate(*self._known(images, labels), self.seed)
+
+    def learning_curve(self, images: Any = None, labels: Any = None) -> dict[int, Estimate]:
+        """`estimate` with 1, 2, 4 ... images of a class to learn from.
+
+        Raises:
+            UserError: As `estimate`.
+        """
+        return learning_curve(*self._known(images, labels), self.seed)
 
     def predict(self, images: Any) -> np.ndarray:
         """The most probable class of each image.
@@ -139,7 +163,10 @@ class Classifier:
         Raises:
             UserError: Images cannot be read.
         """
-        return self.probabilities(read_images(as_list(images), self.preprocessing))
+        read = read_images(as_list(images), self.preprocessing)
+        if read.faults:
+            raise Problems("the images", read.faults, "call predict_files, which goes on without")
+        return self.probabilities(read.pixels)
 
     def predict_files(self, paths: Sequence[Path]) -> tuple[list[Path], Float[np.ndarray, "n n_classes"], list[str]]:
         """`predict_proba` of many files, some of which may be broken.
@@ -148,8 +175,8 @@ class Classifier:
             The files that could be read, their probabilities, and what is wrong with each of the others.
         """
         good, faults, parts = [], [], [self._no_probabilities()]
-        for batch in read_files(paths, self.preprocessing):
-            good += batch.paths
+        for batch in read_batches(paths, self.preprocessing, "predicting"):
+            good += [paths[number] for number in batch.good]
             faults += batch.faults
             parts.append(self.probabilities(batch.pixels))
         return good, np.concatenate(parts), faults
@@ -197,9 +224,41 @@ class Classifier:
         images = as_list(images)
         return float(np.mean(self.predict(images) == one_for_each(labels, len(images))))
 
-    def save(self, path: str | Path) -> None:
-        """Write the classifier to one safetensors file, which `load` reads."""
-        files.save(Path(path), self.network, self.meta)
+    def add(self, images: Any, labels: Any) -> "Classifier":
+        """Learn anew from the images that were learned from and these, of the same classes or new ones.
+
+        The result is that of `fit` on all at once, the old ones first, with the same meta-learner and seed.
+
+        Raises:
+            UserError: It does not have the images that it learned from; the meta-learner is another one now; or as
+                `fit`.
+        """
+        old = self._examples
+        if old is None:
+            raise UserError("this classifier does not keep its images: adapt to all of them anew, with --keep-images")
+        learner = MetaLearner.load(self.checkpoint_, self.device)
+        if learner.meta["checkpoint_sha256"] != self.meta["checkpoint_sha256"]:
+            raise UserError(
+                f"{self.checkpoint_} is another checkpoint than the one that made this classifier: adapt anew"
+            )
+        self.left_out_ = []
+        images = as_list(images)
+        labels = one_for_each(labels, len(images))
+        new = self._read(learner, images, labels)
+        both = np.concatenate([old.labels.astype(object), new.labels.astype(object)])
+        everything = np.concatenate([old.pixels, new.pixels])
+        self._learn(learner, Examples(everything, as_labels(both, len(both)), old.names + new.names))
+        return self
+
+    def save(self, path: str | Path, keep_images: bool = False) -> None:
+        """Write the classifier to one safetensors file, which `load` reads.
+
+        Args:
+            path: The file.
+            keep_images: Keep the images that it learned from, as small as the network sees them, so that `add` can add
+                more. Whoever has the file can look at them.
+        """
+        files.save(Path(path), self.network, self.meta, self._examples if keep_images else None)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "Classifier":
@@ -208,8 +267,9 @@ class Classifier:
         Raises:
             UserError: The file is missing, damaged, or not a classifier.
         """
-        network, meta = files.load(Path(path), device)
+        network, meta, kept = files.load(Path(path), device)
         self = cls(meta["checkpoint"], meta["seed"], device)
+        self._examples, self.left_out_ = kept, []
         self._set(network, meta, as_classes(meta["classes"]))
         return self
 
@@ -252,15 +312,50 @@ class Classifier:
 
     def _start(self, images: Any, labels: Any) -> tuple[MetaLearner, Task]:
         """The meta-learner, and what it is to learn from."""
+        self.left_out_ = []
+        learner, self._examples = self._examples_of(images, labels)
+        return learner, learner.task(self._examples.pixels, self._examples.labels, self.seed)
+
+    def _learn(self, learner: MetaLearner, examples: Examples) -> None:
+        self._examples = examples
+        task = learner.task(examples.pixels, examples.labels, self.seed)
+        self._finish(learner, task, learner.method.adapt(task.support))
+
+    def _known(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
+        """The meta-learner and the pixels of some images, or of those that were learned from."""
+        if images is not None:
+            self.left_out_ = []
+            return self._examples_of(images, labels)
+        if self._examples is None:
+            raise NotFitted("which images? give some with their labels, or call fit first: a file does not hold them")
+        return MetaLearner.load(self.checkpoint_, self.device), self._examples
+
+    def _examples_of(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
+        """The meta-learner for some images, and their pixels."""
         check_seed(self.seed)
         images = as_list(images)
         labels = as_labels(labels, len(images))
-        learner = self._meta_learner(images, labels)
-        return learner, learner.task(read_images(images, learner.preprocessing), labels, self.seed)
-
-    def _meta_learner(self, images: Sequence[Any], labels: np.ndarray) -> MetaLearner:
         name = choose(images, labels) if self.checkpoint is None else self.checkpoint
-        return MetaLearner.load(name, self.device)
+        learner = MetaLearner.load(name, self.device)
+        examples = self._read(learner, images, labels)
+        if len(examples.labels) == len(labels):
+            return learner, examples
+        left = set(examples.names)
+        kept = [number for number, name in enumerate(names(images)) if name in left]
+        return self._examples_of([images[number] for number in kept], labels[kept])  # as if the others were never given
+
+    def _read(self, learner: MetaLearner, images: list[Any], labels: np.ndarray) -> Examples:
+        """The pixels of images; those that cannot be read are an error, or noted and left out.
+
+        Raises:
+            Problems: Images cannot be read.
+        """
+        read = read_images(images, learner.preprocessing)
+        if read.faults and not self.skip_bad:
+            raise Problems("the images", read.faults, SKIP_BAD)
+        self.left_out_ += read.faults
+        named = names(images)
+        return Examples(read.pixels, labels[read.good], [named[number] for number in read.good])
 
     def _finish(self, learner: MetaLearner, task: Task, adapted: Adapted) -> None:
         self._set(learner.network(adapted, task), learner.describe(task, self.seed), task.classes)

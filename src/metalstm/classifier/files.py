@@ -6,16 +6,19 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 from torch import Tensor
 
 from metalstm import checkpoint, devices, recipes, settings
-from metalstm.classifier.inputs import as_classes
+from metalstm.classifier.inputs import Examples, as_classes
 from metalstm.classifier.meta_learner import PRECISION, temperature
 from metalstm.classifier.network import Network
 from metalstm.errors import UserError
 from metalstm.images import Preprocessing
 from metalstm.methods import Method, RunConfig
 from metalstm.settings import Count, Seed
+
+KEPT = "kept."  # before the names of the tensors of kept images
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,31 @@ class ClassifierFile:
     """Names of the tensors that the method learned from the support set."""
 
 
-def save(path: Path, network: Network, meta: dict[str, Any]) -> None:
-    """Write a network and plain values to one safetensors file, without what the method no longer needs."""
+def save(path: Path, network: Network, meta: dict[str, Any], kept: Examples | None = None) -> None:
+    """Write a network and plain values to one safetensors file, without what the method no longer needs.
+
+    Args:
+        path: The file.
+        network: What answers.
+        meta: Plain values.
+        kept: Images that it learned from, to be kept: pixels as the network takes them, without names.
+    """
     spent = network.method.spent()
     method = {f"method.{name}": each for name, each in network.method.state_dict().items() if name not in spent}
     adapted = {f"adapted.{name}": each for name, each in network.adapted.items()}
-    checkpoint.save(path, method | adapted, meta | {"adapted": sorted(network.adapted)})
+    images = {}
+    if kept:
+        y = np.searchsorted(np.array(meta["classes"]), kept.labels)
+        order = np.argsort(y, kind="stable")
+        images = {f"{KEPT}pixels": torch.from_numpy(kept.pixels[order]), f"{KEPT}y": torch.from_numpy(y[order])}
+    checkpoint.save(path, method | adapted | images, meta | {"adapted": sorted(network.adapted)})
 
 
-def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any]]:
+def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any], Examples | None]:
     """Read what `save` wrote; executes nothing.
+
+    Returns:
+        The network, plain values, and the images if the file keeps them.
 
     Raises:
         UserError: The file is missing, damaged, or not a classifier, or the device is not usable.
@@ -76,7 +94,28 @@ def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any]]:
         answer = network.probabilities(np.zeros((1, size, size, channels), np.uint8))
         if answer.shape != (1, len(values.classes)):
             raise ValueError(f"{answer.shape[1]} outputs for {len(values.classes)} classes")
-    return network, {name: value for name, value in meta.items() if name != "adapted"}
+        kept = _kept(_part(tensors, KEPT), values)
+    return network, {name: value for name, value in meta.items() if name != "adapted"}, kept
+
+
+def _kept(tensors: dict[str, Tensor], values: ClassifierFile) -> Examples | None:
+    """The images that a file keeps.
+
+    Raises:
+        ValueError: They are not images that the classifier could have learned from.
+    """
+    if not tensors:
+        return None
+    pixels, y, size = tensors["pixels"], tensors["y"], values.preprocessing.image_size
+    if y.dtype != torch.int64 or y.ndim != 1 or not len(y) or y.min() < 0 or y.max() >= len(values.classes):
+        raise ValueError("the labels of the kept images are no labels of its classes")
+    if y.bincount(minlength=len(values.classes)).tolist() != values.images:
+        raise ValueError("it does not keep as many images as it learned from")
+    if pixels.dtype != torch.uint8 or pixels.shape != (len(y), size, size, values.preprocessing.channels):
+        raise ValueError("the kept images have another size")
+    return Examples(
+        pixels.numpy(), as_classes(values.classes)[y.numpy()], [f"kept image {k + 1}" for k in range(len(y))]
+    )
 
 
 def _check_preprocessing(preprocessing: Preprocessing, config: RunConfig) -> None:

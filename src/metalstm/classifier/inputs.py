@@ -12,13 +12,13 @@ import torch
 from jaxtyping import UInt8
 
 from metalstm.classifier.network import BATCH, to_x
-from metalstm.console import printable, progress
+from metalstm.console import progress
 from metalstm.episodes import Support
 from metalstm.errors import UserError, shown
 from metalstm.images import Preprocessing
 
-MAX_WAY = 20  # classes that meta-learners have been measured with
-SHOWN = 3  # unreadable images that a message names
+MAX_WAY = 200  # classes
+MAX_SUPPORT = 2000  # images that are learned from, of all classes together: adapting takes time and memory for each
 
 Pixels = UInt8[np.ndarray, "n height width channels"]
 
@@ -31,11 +31,19 @@ class Task(NamedTuple):
     counts: list[int]  # images of each class
 
 
-class FilesRead(NamedTuple):
-    """What came of reading some files."""
+class Examples(NamedTuple):
+    """Images to learn from."""
 
-    paths: list[Path]  # those that could be read
     pixels: Pixels
+    labels: np.ndarray  # one for each image
+    names: list[str]  # what messages call the images: the paths of files
+
+
+class Read(NamedTuple):
+    """What came of reading some images."""
+
+    good: list[int]  # numbers of those that could be read, from 0
+    pixels: Pixels  # of these
     faults: list[str]  # what is wrong with each of the others
 
 
@@ -51,26 +59,27 @@ def as_list(images: Any) -> list[Any]:
     return list(images)
 
 
-def as_labels(labels: Any, n_images: int, least: int = 1) -> np.ndarray:
+def names(images: Sequence[Any]) -> list[str]:
+    """What messages call some images."""
+    return [
+        str(image) if isinstance(image, str | Path) else f"image {number}" for number, image in enumerate(images, 1)
+    ]
+
+
+def as_labels(labels: Any, n_images: int) -> np.ndarray:
     """Labels as an array.
 
     Args:
         labels: As the user passed them.
         n_images: How many there must be.
-        least: Images that each class must have.
 
     Raises:
-        UserError: There is not one label for each image, or the number of classes or of their images is wrong.
+        UserError: There is not one label for each image, or the number of classes is wrong.
     """
     labels = one_for_each(labels, n_images)
-    classes, counts = np.unique(labels, return_counts=True)
+    classes = np.unique(labels)
     if not 2 <= len(classes) <= MAX_WAY:
         raise UserError(f"{len(classes)} {'class' if len(classes) == 1 else 'classes'}: give 2 to {MAX_WAY}")
-    if counts.min() < least:
-        smallest = classes[counts.argmin()]
-        raise UserError(
-            f"an estimate of the accuracy needs {least} images per class, but {printable(str(smallest))} has 1"
-        )
     return labels
 
 
@@ -122,58 +131,55 @@ def _kind(label: Any) -> str:
     return "True or False" if isinstance(label, (bool, np.bool_)) else "numbers"
 
 
-def read_images(images: Sequence[Any], preprocessing: Preprocessing) -> Pixels:
-    """The pixels of all images.
+def read_images(images: Sequence[Any], preprocessing: Preprocessing) -> Read:
+    """The pixels of all images that can be read."""
+    parts = list(read_batches(images, preprocessing, "reading"))
+    return Read(
+        [number for part in parts for number in part.good],
+        np.concatenate([_stack([], preprocessing), *(part.pixels for part in parts)]),
+        [fault for part in parts for fault in part.faults],
+    )
 
-    Raises:
-        UserError: Names the first images that cannot be read.
-    """
-    pixels, faults = [], []
-    for number, image in enumerate(images, 1):
+
+def read_batches(images: Sequence[Any], preprocessing: Preprocessing, description: str) -> Iterator[Read]:
+    """The pixels of many images, a batch at a time, with a progress bar. Some may be broken."""
+
+    def read(number: int) -> np.ndarray | UserError:
         try:
-            pixels.append(preprocessing(image, f"image {number}"))
-        except UserError as error:
-            faults.append(str(error))
-    if faults:
-        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise UserError("; ".join(faults[:SHOWN]) + more)
-    return _stack(pixels, preprocessing)
-
-
-def read_files(paths: Sequence[Path], preprocessing: Preprocessing) -> Iterator[FilesRead]:
-    """The pixels of many files, a batch at a time, with a progress bar. Some files may be broken."""
-
-    def read(path: Path) -> np.ndarray | UserError:
-        try:
-            return preprocessing(path)
+            return preprocessing(images[number], f"image {number + 1}")
         except UserError as error:
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress() as bar:
-        task = bar.add_task("predicting", total=len(paths))
-        for start in range(0, len(paths), BATCH):
-            batch = paths[start : start + BATCH]
+        task = bar.add_task(description, total=len(images), visible=len(images) > BATCH)
+        for start in range(0, len(images), BATCH):
+            batch = range(start, min(start + BATCH, len(images)))
             results = list(zip(batch, pool.map(read, batch), strict=True))
-            good = [(path, result) for path, result in results if not isinstance(result, UserError)]
+            good = [(number, result) for number, result in results if not isinstance(result, UserError)]
             faults = [str(result) for _, result in results if isinstance(result, UserError)]
-            yield FilesRead([path for path, _ in good], _stack([pixels for _, pixels in good], preprocessing), faults)
+            yield Read([number for number, _ in good], _stack([pixels for _, pixels in good], preprocessing), faults)
             bar.advance(task, len(batch))
 
 
 def make_task(pixels: Pixels, labels: np.ndarray, drawing: bool, seed: int, device: torch.device | str = "cpu") -> Task:
     """The support set of some images, in random order; images of smaller classes are repeated.
 
+    It has at most `MAX_SUPPORT` images, and as many of each class. Of larger classes they are drawn at random.
+
     Args:
         pixels: Of the images.
         labels: One for each image.
         drawing: Whether they are drawings.
-        seed: Of the order.
+        seed: Of the order, and of what is drawn.
         device: Where to put the support set.
     """
     classes, y = np.unique(labels, return_inverse=True)
     n_way, counts = len(classes), np.bincount(y)
-    rows = np.concatenate([np.resize(np.flatnonzero(y == k), counts.max()) for k in range(n_way)])
-    rows = rows[np.random.RandomState(seed).permutation(len(rows))]
+    n_shot = min(int(counts.max()), max(1, MAX_SUPPORT // n_way))
+    rng = np.random.RandomState(seed)
+    own = [np.flatnonzero(y == k) for k in range(n_way)]
+    rows = np.concatenate([np.resize(rng.permutation(each) if len(each) > n_shot else each, n_shot) for each in own])
+    rows = rows[rng.permutation(len(rows))]
     x = to_x(torch.from_numpy(pixels[rows]).to(device), drawing)
     support = Support(x, torch.from_numpy(y[rows]).to(device), n_way)
     return Task(support, classes, counts.tolist())

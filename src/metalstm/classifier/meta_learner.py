@@ -75,7 +75,9 @@ class MetaLearner:
         """The calibration for the numbers of classes and shots that are nearest; None if there is none."""
         if not self.calibrations:
             return None
-        return nearest(self.calibrations, len(task.classes), float(np.mean(task.counts)))
+        n_way = len(task.classes)
+        n_way = len(task.classes)
+        return nearest(self.calibrations, n_way, min(float(np.mean(task.counts)), len(task.support.y) / n_way))
 
     def network(self, adapted: Adapted, task: Task) -> Network:
         """The network that it became by adapting to a task.

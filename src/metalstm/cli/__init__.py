@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from metalstm.cli import process
-from metalstm.errors import Interrupted, UserError, unknown
+from metalstm.errors import Interrupted, Problems, UserError, unknown
 
 if TYPE_CHECKING:
     from metalstm.cli.common import Command
@@ -88,20 +88,23 @@ def _docstring(name: str) -> str:
 
 
 def _explain(error: Exception, command: "Command | None") -> None:
-    """One line on stderr, and the exit status of an error."""
+    """One line on stderr, or a list of problems, and the exit status of an error."""
+    if isinstance(error, Problems):
+        process.fail(str(error), 2)
+    said = " ".join(str(error).split())
     if isinstance(error, Interrupted):
         again = command is not None and command.resumes
         more = "give the same command again" if again else "go on with the same command and --resume"
-        process.fail(f"{error}; {more}", 130)
+        process.fail(f"{said}; {more}", 130)
     if isinstance(error, (UserError, OSError)):
-        process.fail(str(error), 2)
+        process.fail(said, 2)
     from metalstm import distributed
 
     if distributed.world_size() > 1 and distributed.is_loss_of_process(error):
         if process.rank():
             process.leave(1)
         process.fail("another process of this run has ended; go on with the same command and --resume", 1)
-    process.fail(f"internal error, {type(error).__name__}: {error}: please report it with the output of --debug", 1)
+    process.fail(f"internal error, {type(error).__name__}: {said}: please report it with the output of --debug", 1)
 
 
 def _log_to_stderr() -> None:

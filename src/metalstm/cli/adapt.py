@@ -1,22 +1,31 @@
 """Make a classifier from a few images of each class, DIR/<class name>/*.
 
-It also estimates the accuracy, by cross-validation on these images.
+It also estimates the accuracy, by cross-validation on these images: every image is classified by a classifier that has
+not seen it. The classes that do worst, those that are confused most often, and images that may be mislabeled are named.
 
 Example: metalstm adapt photos --out birds.safetensors
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import tyro
 
 from metalstm.cli.common import Command, Common, Options
 from metalstm.cli.options import parse
 from metalstm.console import console
 from metalstm.data.folder import class_folders, labeled_files
-from metalstm.errors import UserError
+from metalstm.errors import SKIP_BAD, Problems, UserError, listed
+from metalstm.files import to_json, write
+
+if TYPE_CHECKING:
+    from metalstm.classifier import Classifier, Estimate
+
+FACTS = 5  # of a kind that a line shows
 
 
 @dataclass(frozen=True)
@@ -24,38 +33,126 @@ class Adapt(Command):
     """Options of `metalstm adapt`."""
 
     images: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
-    """A folder with one folder of images for each class, named as the class; 2 to 20 classes."""
+    """A folder with one folder of images for each class, named as the class; 2 to 200 classes."""
     checkpoint: str | None = None
     """The meta-learner: the name of a shipped checkpoint, a run folder or a file. By default, the shipped one that
     suits the images (drawings or photos) and their number."""
+    add: Path | None = None
+    """A classifier that keeps its images: learn anew from these and the folder's, of its classes or new ones. It is
+    replaced unless `--out` names another file."""
+    keep_images: bool = False
+    """Keep the images in the file of the classifier, small as the network sees them, so that `--add` can add more.
+    Whoever has the file can look at them."""
     out: Path | None = None
     """File of the classifier; by default, the name of the images' folder, in the current folder."""
+    skip_bad: bool = False
+    """Go on without images that cannot be read and without classes that have no images."""
+    report: str | None = None
+    """File for all figures of the cross-validation as JSON, `-` for stdout: accuracy of each class, confusions, images
+    that may be mislabeled, and the accuracy with fewer images, which takes a few times as long."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
         """Learn, save, and report the accuracy."""
-        files = labeled_files(self.images, class_folders(self.images))
-        out = self.out or Path(f"{self.images.resolve().name}.safetensors")
+        listing = labeled_files(self.images, class_folders(self.images))
+        files = listing.images
+        if self.add and self.checkpoint:
+            raise UserError("--add takes the meta-learner of the classifier: leave out --checkpoint")
+        out = self.out or self.add or Path(f"{self.images.resolve().name}.safetensors")
         if out.is_dir():
             raise UserError(f"--out {out} is a folder: name a file, for example {out / 'classifier.safetensors'}")
         device = self.common.start()
         from metalstm.classifier import Classifier
+        from metalstm.classifier.inputs import MAX_SUPPORT
 
         labels, paths = [label for label, _ in files], [path for _, path in files]
-        classifier = Classifier(self.checkpoint, self.common.seed, device).fit(paths, labels)
-        classifier.save(out)
+        if self.add:
+            classifier = Classifier.load(self.add, device)
+            classifier.skip_bad = self.skip_bad
+            learn = classifier.add
+        else:
+            classifier = Classifier(self.checkpoint, self.common.seed, device, self.skip_bad)
+            learn = classifier.fit
+        with self._with(listing.problems):
+            learn(paths, labels)
+        classifier.save(out, self.keep_images or self.add is not None)
+        listing.say_others(self.images)
+        if left_out := [*listing.problems, *classifier.left_out_]:
+            console.print(f"{self.images}: goes on without these:\n{listed(left_out)}", soft_wrap=True)
         counts = zip(classifier.meta["images"], classifier.classes_, strict=True)
         console.print(f"{self.images}: {', '.join(f'{n} {name}' for n, name in counts)}", soft_wrap=True)
-        if self.checkpoint is None:
+        if max(classifier.meta["images"]) > (most := MAX_SUPPORT // len(classifier.classes_)):
+            console.print(f"learned from {most} images of each class, drawn at random", soft_wrap=True)
+        if self.checkpoint is None and not self.add:
             kind = "drawings" if classifier.preprocessing.drawing else "photos"
-            reason = f"for {kind}, {len(files) / len(classifier.classes_):.3g} a class; --checkpoint takes another"
+            n_shot = np.mean(classifier.meta["images"])
+            reason = f"for {kind}, {n_shot:.3g} a class; --checkpoint takes another"
             console.print(f"meta-learner: {classifier.checkpoint_} ({reason})", soft_wrap=True)
         console.print(f"{out}: the classifier; now: metalstm predict {out} IMAGES", soft_wrap=True)
+        self._report(classifier)
+
+    def _report(self, classifier: "Classifier") -> None:
+        """Say how well it does, by cross-validation."""
         try:
-            accuracy = str(classifier.estimate(paths, labels))
+            found = classifier.cross_validate()
         except UserError as error:  # too few images
-            accuracy = f"unknown: {error}"
-        console.print(f"accuracy on images like these: {accuracy}", soft_wrap=True)
+            console.print(f"accuracy on images like these: unknown: {error}", soft_wrap=True)
+            return
+        console.print(f"accuracy on images like these: {found.estimate}", soft_wrap=True)
+        classes, confused, doubts = found.by_class(), found.confused(), found.doubts()
+        worst = sorted(
+            (name for name, own in classes.items() if own.right < own.images), key=lambda x: classes[x].accuracy
+        )
+        for about, facts in (
+            ("least accurate", [f"{name} {classes[name].accuracy:.0f} %" for name in worst]),
+            ("most often confused", [f"{name} taken for {other} {n} times" for name, other, n in confused]),
+            ("may be mislabeled", [f"{each.image} looks like {each.looks_like}" for each in doubts]),
+        ):
+            if facts:
+                console.print(f"{about}: {', '.join(facts[:FACTS])}", soft_wrap=True)
+        if not self.report:
+            return
+        from metalstm.classifier.cross_validation import another_image
+
+        curve = classifier.learning_curve()
+        gain = another_image(curve, float(np.median(classifier.meta["images"])))
+        shown = ", ".join(f"{size}: {each.accuracy:.0f} %" for size, each in curve.items())
+        console.print(f"accuracy by images of a class that are learned from: {shown}", soft_wrap=True)
+        if gain is not None:
+            console.print(f"another image of each class would bring about {gain:+.1f} points", soft_wrap=True)
+        values = {
+            "accuracy": _values(found.estimate),
+            "classes": {str(name): _values(each) for name, each in classes.items()},
+            "confused": [{"class": str(name), "taken_for": str(other), "times": n} for name, other, n in confused],
+            "may_be_mislabeled": [each._asdict() | {"probability": round(each.probability, 6)} for each in doubts],
+            "learning_curve": {str(size): _values(each) for size, each in curve.items()},
+            "points_by_another_image": gain,
+            "left_out": classifier.left_out_,
+        }
+        text = to_json(values, indent=1) + "\n"
+        if self.report == "-":
+            print(text, end="")  # noqa: T201
+        else:
+            write(Path(self.report), text.encode())
+
+    @contextlib.contextmanager
+    def _with(self, problems: list[str]) -> Iterator[None]:
+        """Raise these problems, with those that come up in the block, unless they are skipped."""
+        problems = [] if self.skip_bad else problems
+        try:
+            yield
+        except UserError as error:
+            if not (problems or isinstance(error, Problems)):
+                raise
+            problems = [*problems, *(error.problems if isinstance(error, Problems) else [str(error)])]
+        if problems:
+            raise Problems(self.images, problems, SKIP_BAD)
+
+
+def _values(estimate: "Estimate") -> dict[str, Any]:
+    """An estimate as plain values, in percent."""
+    low, high = estimate.interval
+    return {"accuracy": estimate.accuracy, "low": low, "high": high, "images": estimate.images}
 
 
 def command(words: Sequence[str]) -> Adapt:

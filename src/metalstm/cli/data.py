@@ -1,7 +1,8 @@
 """List the data sets, download one, or check the files on disk.
 
-Downloads are checked by their checksums. `check folder:DIR` reads all images of your own folder. `check` also names
-images that are in more than one split, pixel for pixel.
+Downloads are checked by their checksums, and `check` names images that are in more than one split, pixel for pixel.
+`check folder:DIR` reads all images of your own folder. It prints the number of images of each class, what cannot be
+read, and the images that are the same or nearly the same.
 
 Example: metalstm data fetch omniglot
 """
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -18,7 +20,7 @@ import tyro
 from metalstm import data
 from metalstm.cli.common import Command, Common, Options
 from metalstm.cli.options import DATA, parse
-from metalstm.console import console, results
+from metalstm.console import console, printable, results
 from metalstm.data.folder import PREFIX
 from metalstm.errors import UserError, unknown
 
@@ -47,6 +49,8 @@ class Data(Command):
         elif self.action == "fetch":
             for path in data.fetch(self.name, self.common.data_root):
                 print(path)  # noqa: T201
+        elif self.name.startswith(PREFIX):
+            _check_folder(Path(self.name.removeprefix(PREFIX)).expanduser())
         else:
             self._check()
 
@@ -101,6 +105,33 @@ class Data(Command):
             whole = int(np.diff(images.spans).sum())
             lost = ", ".join(f"{count} less in {label}" for label, count in sorted(labels.items()))
             say(f"  {split} has {whole - labels.total()} of {whole} images{lost and f': {lost}'}")
+
+
+def _check_folder(directory: Path) -> None:
+    """Print what is in a folder, a line for each thing, and a summary on stderr."""
+    found = data.survey(directory)
+
+    def line(kind: str, *words: object) -> None:
+        print(printable("\t".join([kind, *map(str, words)])))  # noqa: T201
+
+    for label, count in found.counts.items():
+        line("class", label, found.splits.get(label, "no split"), count)
+    for path in found.others:
+        line("left out", path.relative_to(directory))
+    say(f"{directory} has {sum(found.counts.values()):,} images of {sum(map(bool, found.counts.values())):,} classes")
+    if found.others:
+        say(f"{len(found.others):,} files are no images by their names and are always left out")
+    for kind, groups in (("identical", found.identical), ("near", found.near)):
+        places = Counter(map(found.where, groups))
+        for group in groups:
+            line(kind, found.where(group), *(path.relative_to(directory) for path in group))
+        what = "groups of identical images" if kind == "identical" else "pairs of nearly identical images"
+        counts = f" ({', '.join(f'{count:,} {place}' for place, count in sorted(places.items()))})" if groups else ""
+        say(f"{len(groups):,} {what}{counts}")
+    for problem in found.problems:
+        line("problem", problem)
+    if found.problems:
+        raise UserError(f"{len(found.problems):,} problems in {directory}: mend them; or --skip-bad goes on without")
 
 
 def command(words: Sequence[str]) -> Data:

@@ -1,6 +1,7 @@
 """Test a checkpoint: the mean query accuracy over episodes, with its 95 % confidence interval.
 
-`run.json` of a run folder notes each time that meta-test is opened.
+`--data` tests it on other data, for example your own images; the result then says what it was trained on. `run.json`
+of a run folder notes each time that meta-test is opened.
 
 Example: metalstm evaluate runs/meta-lstm-glyphs-5w5s-best
 """
@@ -30,9 +31,9 @@ class Evaluate(Command):
     checkpoint: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
     """The name of a shipped checkpoint, a run folder (its best checkpoint by meta-val), or a file."""
     data: str | None = None
-    """The data set, if its folder has moved. It must hold what the checkpoint was trained on."""
+    """The data set: other data than the checkpoint was trained on, or the same in a folder that has moved."""
     split: str = "meta-test"
-    """meta-test, meta-val or meta-train."""
+    """meta-test, meta-val or meta-train; `all` for all classes of other data."""
     n_way: Ways | None = None
     """Classes in an episode; as trained by default."""
     n_shot: Count | None = None
@@ -49,12 +50,14 @@ class Evaluate(Command):
     """fp32, tf32 (CUDA) or bf16; as trained by default."""
     json: str | None = None
     """File to write the result to, `-` for stdout."""
+    skip_bad: bool = False
+    """Of folder:DIR: go on without images that cannot be read and without classes that have no images."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
         """Evaluate and print."""
-        if self.split not in data.SPLITS:
-            raise unknown("split", self.split, data.SPLITS)
+        if self.split not in (splits := (*data.SPLITS, "all")):
+            raise unknown("split", self.split, splits)
         device = self.common.start()
         from metalstm import checkpoint, distributed, files, recipes
         from metalstm.cli import tested
@@ -63,11 +66,12 @@ class Evaluate(Command):
         changes = {name: getattr(self, name) for name in ("query_norm", "precision") if getattr(self, name)}
         with distributed.all_fail_together():
             config = checkpoint.load_method(self.checkpoint)[1]
-            runs = tested.to_note(self.split, [self.checkpoint])
             for name, value in changes.items():
                 if not recipes.has_setting(config, name):
                     raise UserError(f"{option(name)} {value}: {config.method} has no such setting: leave it out")
-            meta_sets = tested.load_data(config, self.data, self.common.data_root)
+            meta_sets = tested.load_data(config, self.data, self.common.data_root, self.skip_bad)
+            is_own = meta_sets.digest == config.data_digest
+            runs = tested.to_note(self.split, [self.checkpoint] if is_own else [])
         result = evaluate_checkpoint(
             self.checkpoint,
             meta_sets,
@@ -92,7 +96,9 @@ class Evaluate(Command):
         task = f"{self.split} {result['n_way']}-way {result['n_shot']}-shot{within}, {self.episodes} episodes"
         accuracy = f"{result['accuracy']:.2f} +- {result['ci95']:.2f} %"
         label = " (transductive)" if result["transductive"] else ""
-        print(f"{config.data} {task}: {accuracy}{label}")  # noqa: T201
+        if result["other_data"]:
+            label += f" (other data: trained on {config.data})"
+        print(f"{result['data']} {task}: {accuracy}{label}")  # noqa: T201
         if self.json:
             files.write(Path(self.json), (files.to_json(result) + "\n").encode())
 

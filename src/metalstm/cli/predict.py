@@ -1,6 +1,7 @@
 """Predict the classes of images with a classifier that `metalstm adapt` made.
 
-Images that cannot be read are reported on stderr, and the exit status is then 2; all others are predicted.
+Images that cannot be read are reported on stderr, and the exit status is then 2 unless `--skip-bad` is given; all
+others are predicted.
 
 Example: metalstm predict birds.safetensors new/*.jpg --csv -
 """
@@ -42,6 +43,8 @@ class Predict(Command):
     """File to write the answers to as a table, `-` for stdout."""
     json: str | None = None
     """File to write the answers to as JSON, `-` for stdout."""
+    skip_bad: bool = False
+    """Exit with status 0 even if images cannot be read; they are reported all the same."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
@@ -74,7 +77,10 @@ class Predict(Command):
         for fault in faults:
             console.print(fault, soft_wrap=True)
         if faults:
-            raise UserError(f"{len(faults)} of {len(paths)} images could not be read; the others are predicted")
+            said = f"{len(faults)} of {len(paths)} images could not be read; the others are predicted"
+            if not self.skip_bad:
+                raise UserError(said)
+            console.print(said, soft_wrap=True)
 
     def _write(self, answers: list[dict[str, Any]]) -> None:
         """To files or stdout."""

@@ -20,7 +20,7 @@ def is_first_of_machine() -> bool:
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Print a message as one line on stderr and exit."""
+    """Print a message on stderr and exit."""
     if number := rank():
         # A failure of all processes is reported by process 0: once it has ended, torchrun ends the others.
         time.sleep(5 if status == 2 else 1)
@@ -28,7 +28,7 @@ def fail(message: str, status: int) -> NoReturn:
     if not (number and status == 130):
         from metalstm.console import printable
 
-        print(f"metalstm: {printable(' '.join(message.split()))}", file=sys.stderr)  # noqa: T201
+        print(f"metalstm: {printable(message)}", file=sys.stderr)  # noqa: T201
     leave(status)
 
 

@@ -46,6 +46,8 @@ class Table(Command):
     """Number of seeds from which the best Meta-LSTM is trained at 5 shots, to show how much trainings differ."""
     again: str = ""
     """Why meta-test is opened again for a result that was made before and is missing now; `run.json` keeps it."""
+    skip_bad: bool = False
+    """Of folder:DIR: go on without images that cannot be read and without classes that have no images."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
@@ -61,7 +63,7 @@ class Table(Command):
         if device.startswith("cpu"):
             kernels.build()
         traits = traits_of(self.data, self.kind)
-        meta_sets = data.load(self.data, self.common.data_root, traits=traits)
+        meta_sets = data.load(self.data, self.common.data_root, traits=traits, skip_bad=self.skip_bad)
         out = self.out or Path("results") / (meta_sets.short_name + ("-quick" if self.quick else ""))
         budget = replace(table.QUICK if self.quick else table.Budget(), train_minutes=self.minutes)
         making = table.Table(meta_sets, out, budget, self.common.seed, device, self.precision)

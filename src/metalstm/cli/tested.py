@@ -12,8 +12,8 @@ from metalstm.methods import RunConfig
 from metalstm.training import record
 
 
-def load_data(config: RunConfig, name: str | None, root: Path | None) -> data.MetaSets:
-    """The data that a checkpoint was trained on; `name` says where it is, if its folder has moved.
+def load_data(config: RunConfig, name: str | None, root: Path | None, skip_bad: bool = False) -> data.MetaSets:
+    """The data to test a checkpoint on: what it was trained on, unless a name is given.
 
     Raises:
         UserError: It cannot be read.
@@ -21,7 +21,7 @@ def load_data(config: RunConfig, name: str | None, root: Path | None) -> data.Me
     name = name or config.data
     # Images are read as in training, whatever those of a folder look like.
     traits = config.traits if name == config.data or name.startswith(PREFIX) else None
-    return data.load(name, root, config.image_shape[1], traits)
+    return data.load(name, root, config.image_shape[1], traits, skip_bad)
 
 
 def to_note(split: str, checkpoints: Iterable[str]) -> dict[str, Path]:

@@ -83,6 +83,8 @@ class Train(Command, Generic[S, L, I, O]):
     """Height and width that images are resized to, in pixels; as the data set says by default, 32 for a folder."""
     tensorboard: bool = False
     """Also write a TensorBoard event file into the run folder: `tensorboard --logdir runs` shows it as it grows."""
+    skip_bad: bool = False
+    """Of folder:DIR: go on without images that cannot be read and without classes that have no images."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
@@ -94,7 +96,7 @@ class Train(Command, Generic[S, L, I, O]):
 
         with distributed.all_fail_together():
             traits = traits_of(self.data, self.kind)
-            meta_sets = data.load(self.data, self.common.data_root, self.image_size, traits)
+            meta_sets = data.load(self.data, self.common.data_root, self.image_size, traits, self.skip_bad)
             if device.startswith("cpu") and process.is_first_of_machine():
                 kernels.build()
         if device.startswith("cpu"):

@@ -13,6 +13,7 @@ from metalstm.data.glyphs import Glyphs
 from metalstm.data.mini_imagenet import MiniImageNet
 from metalstm.data.omniglot import Omniglot
 from metalstm.data.places import cache_root, default_data_root
+from metalstm.data.survey import Survey, survey
 from metalstm.errors import UserError, unknown
 from metalstm.settings import Traits
 
@@ -24,6 +25,7 @@ __all__ = [
     "Folder",
     "ImagesByClass",
     "MetaSets",
+    "Survey",
     "cache_root",
     "check",
     "default_data_root",
@@ -31,6 +33,7 @@ __all__ = [
     "fetch",
     "find",
     "load",
+    "survey",
 ]
 
 DATASETS: dict[str, Dataset] = {
@@ -63,19 +66,20 @@ class Description:
     groups: str
 
 
-def find(name: str, traits: Traits | None = None) -> Dataset:
+def find(name: str, traits: Traits | None = None, skip_bad: bool = False) -> Dataset:
     """The data set of this name.
 
     Args:
         name: A name in `DATASETS`, or "folder:DIR" for images `DIR/<class>/*`.
         traits: What the user says about the images of a folder, or a checkpoint about those that it was trained on.
             None: as the data set says, and of a folder a sample of its images.
+        skip_bad: Of a folder: go on without images that cannot be read, and classes that have none.
 
     Raises:
         UserError: The name is unknown, the folder cannot be used, or the traits are not those of the data set.
     """
     if name.startswith(PREFIX):
-        return Folder(name.removeprefix(PREFIX), traits)
+        return Folder(name.removeprefix(PREFIX), traits, skip_bad)
     if name not in DATASETS:
         raise unknown("data set", name, (*DATASETS, f"{PREFIX}DIR"))
     dataset = DATASETS[name]
@@ -83,7 +87,11 @@ def find(name: str, traits: Traits | None = None) -> Dataset:
 
 
 def load(
-    name: str, data_root: Path | None = None, image_size: int | None = None, traits: Traits | None = None
+    name: str,
+    data_root: Path | None = None,
+    image_size: int | None = None,
+    traits: Traits | None = None,
+    skip_bad: bool = False,
 ) -> MetaSets:
     """Load a data set. The first time, it is decoded into the cache.
 
@@ -92,13 +100,14 @@ def load(
         data_root: The folder of downloaded files; default `default_data_root()`.
         image_size: Height and width in pixels; default as the data set says, 32 for a folder.
         traits: As in `find`.
+        skip_bad: As in `find`.
 
     Raises:
         UserError: The name is unknown, a file is missing or damaged, or the cache cannot be written.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size} is too small: pass 1 or more pixels")
-    dataset = find(name, traits)
+    dataset = find(name, traits, skip_bad)
     return dataset.load(data_root or default_data_root(), image_size or dataset.image_shape[1])
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from metalstm.data.cache import Decoded
 from metalstm.data.reading import reading
 from metalstm.errors import UserError
 from metalstm.images import Preprocessing, decoding
@@ -18,7 +17,9 @@ MAX_UNPACKED = 2**29  # bytes of an archive; the largest, that of CIFAR-100, has
 MAX_MEMBER = 2**24  # bytes of an image in an archive
 
 
-def decode_zip(path: Path, layout: str, preprocessing: Preprocessing, remedy: str) -> Decoded:
+def decode_zip(
+    path: Path, layout: str, preprocessing: Preprocessing, remedy: str
+) -> tuple[list[str], Iterator[np.ndarray]]:
     """Read the PNG images of a zip archive, ordered by class and file name.
 
     Args:

@@ -120,12 +120,30 @@ class MetaSets:
         """The name as part of a file name; for "folder:DIR", the last part of DIR."""
         return self.name.rstrip("/").rpartition("/")[2].replace(":", "-")
 
+    def all(self) -> ImagesByClass:
+        """The classes of all splits in one set, as a copy in memory."""
+        parts = list(self.splits.values())
+        return _read_only(
+            np.concatenate([part.compact().images for part in parts]),
+            [name for part in parts for name in part.classes],
+            [count for part in parts for count in np.diff(part.spans).ravel()],
+            "all classes",
+            [group for part in parts for group in part.groups],
+        )
+
 
 class Stored(NamedTuple):
-    """Decoded images, and the sha256 (hex) of the pixels of each class."""
+    """Decoded images.
+
+    Attributes:
+        images: Those that could be read.
+        sums: sha256 (hex) of the pixels of each class.
+        broken: Numbers of the images that could not be read, among all that were to be decoded.
+    """
 
     images: ImagesByClass
     sums: dict[str, str]
+    broken: tuple[int, ...] = ()
 
 
 class Dataset(ABC):

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -20,10 +20,10 @@ from metalstm.data.reading import reason
 from metalstm.errors import UserError, is_full
 
 # Raise it when the decoded pixels or the form of an entry change: all older entries are then ignored.
-FORMAT = 1
+FORMAT = 2
 
-# The class of every image, in order, and the images: uint8 (height, width, channels).
-Decoded = tuple[list[str], Iterator[np.ndarray]]
+# The class of every image, in order, and the images: uint8 (height, width, channels), None for one that is broken.
+Decoded = tuple[Sequence[str], Iterable[np.ndarray | None]]
 
 
 def cached(kind: str, content: object, shape: tuple[int, int, int], decode: Callable[[], Decoded]) -> Stored:
@@ -69,41 +69,56 @@ def cached(kind: str, content: object, shape: tuple[int, int, int], decode: Call
 def _read(entry: Path) -> Stored | None:
     try:
         index = json.loads(entry.with_suffix(".json").read_text("utf-8"))
+        names, counts, sums = zip(*index["classes"], strict=True) if index["classes"] else ((), (), ())
         # Mapping fails if the file is shorter than its header says.
-        images = np.load(entry.with_suffix(".npy"), mmap_mode="r").view(np.ndarray)
-        names, counts, sums = zip(*index, strict=True)
+        images = np.load(entry.with_suffix(".npy"), mmap_mode="r" if names else None).view(np.ndarray)
         if images.dtype != np.uint8 or images.ndim != 4 or len(images) != sum(counts):
             return None
-        return Stored(ImagesByClass(images, names, spans(counts)), dict(zip(names, sums, strict=True)))
-    except (OSError, EOFError, ValueError, TypeError):
+        return Stored(
+            ImagesByClass(images, names, spans(counts)), dict(zip(names, sums, strict=True)), (*index["broken"],)
+        )
+    except (OSError, EOFError, ValueError, TypeError, KeyError):
         return None
 
 
-def _write(entry: Path, labels: list[str], images: Iterator[np.ndarray], shape: tuple[int, int, int]) -> None:
+def _write(
+    entry: Path, labels: Sequence[str], images: Iterable[np.ndarray | None], shape: tuple[int, int, int]
+) -> None:
     """Write an entry. It appears as a whole or not at all, even if several processes write it at the same time."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(entry.parent)
     sums = {label: hashlib.sha256() for label in labels}
     counts = dict.fromkeys(labels, 0)
+    broken: list[int] = []
     with tempfile.TemporaryDirectory(prefix=".decoding-", dir=entry.parent) as scratch:
         # Written in sequence: on a full disk, a signal would end a process that writes to a memory map.
         with open(Path(scratch) / "images.npy", "wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), *shape)}
-            np.lib.format.write_array_header_1_0(file, header)
+            _write_header(file, len(labels), shape)
             shown = track(images, f"decoding {entry.name.rpartition('-')[0]}", total=len(labels))
-            for label, image in zip(labels, shown, strict=True):
+            for number, (label, image) in enumerate(zip(labels, shown, strict=True)):
+                if image is None:
+                    broken.append(number)
+                    continue
                 pixels = image.tobytes()
                 file.write(pixels)
                 sums[label].update(pixels)
                 counts[label] += 1
+            file.seek(0)
+            _write_header(file, len(labels) - len(broken), shape)
             _sync(file)
         with open(Path(scratch) / "index.json", "wb") as file:
-            file.write(json.dumps([[label, counts[label], sums[label].hexdigest()] for label in sums]).encode())
+            classes = [[label, counts[label], sums[label].hexdigest()] for label in sums if counts[label]]
+            file.write(json.dumps({"classes": classes, "broken": broken}).encode())
             _sync(file)
         # If another process was faster, its entry holds the same bytes and may be in use.
         if _read(entry) is None:
             os.replace(Path(scratch) / "images.npy", entry.with_suffix(".npy"))
             os.replace(Path(scratch) / "index.json", entry.with_suffix(".json"))
+
+
+def _write_header(file: IO[bytes], n: int, shape: tuple[int, int, int]) -> None:
+    """The header of an .npy file; NumPy pads it so that it is equally long for any `n`."""
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)})
 
 
 def _sync(file: IO[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Images that are in more than one split, pixel for pixel: what is tested was then seen in training."""
+"""Images that show the same: if they are in two splits, what is tested was seen in training."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -6,8 +6,15 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 
 from metalstm.data.base import ImagesByClass
+
+SIDE = 8  # pixels of the thumbnails that are compared
+ALIKE = 0.99  # correlation of two thumbnails from which the images are nearly the same
+BLOCK = 1000  # images that are compared with all others at a time
+
+Pixels = UInt8[np.ndarray, "n height width channels"]
 
 
 class Place(NamedTuple):
@@ -32,6 +39,36 @@ def across_splits(splits: Mapping[str, ImagesByClass]) -> list[list[Place]]:
                 key = hashlib.sha256(images.images[row].tobytes()).digest()
                 places.setdefault(key, []).append(Place(split, label, row - start, row))
     return [group for group in places.values() if len({place.split for place in group}) > 1]
+
+
+def identical(pixels: Pixels) -> list[list[int]]:
+    """The numbers of images that are the same pixel for pixel, in groups."""
+    groups: dict[bytes, list[int]] = {}
+    for number, image in enumerate(pixels):
+        groups.setdefault(hashlib.sha256(image.tobytes()).digest(), []).append(number)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def near(pixels: Pixels) -> list[tuple[int, int]]:
+    """Pairs of images that are nearly but not quite the same: their gray 8x8 thumbnails correlate by 0.99 or more.
+
+    This finds copies in another quality, size or brightness, and few that are cropped or mirrored.
+    """
+    from PIL import Image
+
+    resized = [Image.fromarray(_gray(image)).resize((SIDE, SIDE), Image.Resampling.BOX) for image in pixels]
+    thumbnails = np.stack([np.asarray(image, np.float32).ravel() for image in resized])
+    thumbnails -= thumbnails.mean(1, keepdims=True)
+    thumbnails /= np.maximum(np.linalg.norm(thumbnails, axis=1, keepdims=True), 1e-3)  # an even image is like no other
+    pairs = []
+    for start in range(0, len(thumbnails), BLOCK):
+        alike = thumbnails[start : start + BLOCK] @ thumbnails[start:].T >= ALIKE
+        pairs += [(start + one, start + other) for one, other in np.argwhere(np.triu(alike, 1)).tolist()]
+    return [(one, other) for one, other in pairs if not np.array_equal(pixels[one], pixels[other])]
+
+
+def _gray(image: UInt8[np.ndarray, "height width channels"]) -> UInt8[np.ndarray, "height width"]:
+    return image.mean(-1).astype(np.uint8)
 
 
 def replaced(images: ImagesByClass, rows: Iterable[int]) -> ImagesByClass:

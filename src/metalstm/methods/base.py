@@ -131,6 +131,11 @@ class Method(nn.Module, ABC):
     meta_trained: ClassVar[bool] = True
     """Whether `forward` trains anything. Otherwise a run has no episodes: it is validated, and tuned, and kept."""
 
+    phase: ClassVar[str] = "meta-training"
+    """What its training is called."""
+    unit: ClassVar[tuple[str, str]] = ("episode", "episodes")
+    """One of what it is trained on, and several."""
+
     @classmethod
     @abstractmethod
     def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:

@@ -59,6 +59,8 @@ class Pretrained(OnFeatures):
     average_moments: Tensor
 
     label = "Nearest neighbor"
+    phase = "pre-training"
+    unit = ("mini-batch", "mini-batches")
     temperature = 4.0  # by which logits are divided when a network learns from another's
 
     def __init__(
@@ -167,10 +169,11 @@ class Pretrained(OnFeatures):
         Raises:
             UserError: It has no head, or another shape.
         """
-        if not self.taught or network.head is None:
-            return super().start_from(network)
-        whole = Network(torch.cat([network.body, network.head]), network.moments)
-        copy_network(whole, self.teacher_theta, self.teacher_moments)
+        if self.taught and network.head is not None:
+            whole = Network(torch.cat([network.body, network.head]), network.moments)
+            copy_network(whole, self.teacher_theta, self.teacher_moments)
+        else:
+            super().start_from(network)
 
     def network(self) -> Network:
         """The body, its moments, and the classifier; of the averaged weights, if they are averaged."""

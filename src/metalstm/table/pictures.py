@@ -60,7 +60,7 @@ def _behavior(table: Table, cell: Cell) -> list[Block]:
         blocks += [
             Heading(f"Which classes are taken for which, {task.words}"),
             f"{cell.row.label}.",
-            report.confusion(matrix, images.classes),
+            report.confusion(matrix, sampler.images.classes),
         ]
     return blocks
 

@@ -22,7 +22,7 @@ from metalstm.evaluation import evaluate
 from metalstm.methods import METHODS, Method, RunConfig, Search, Tuning
 from metalstm.settings import TrainingSettings
 from metalstm.training import record, signals
-from metalstm.training.run_folder import Progress, RunFolder, last_line
+from metalstm.training.run_folder import Progress, RunFolder
 
 LEARNING_RATES = ("lr", "optimizer_lr")  # of TrainingSettings, which groups of parameters name
 LOG_EVERY = 50  # episodes between two lines of metrics.jsonl; the resume state is saved as often
@@ -105,7 +105,7 @@ def _train(
     at = Progress()
     if state := distributed.broadcast(state):
         at = folder.restore(state, method, optimizer)
-        console.print(f"{out}: going on after episode {at.episode:,}", soft_wrap=True)
+        console.print(f"{out}: going on after {method.unit[0]} {at.episode:,}", soft_wrap=True)
     elif config.training.pretrain:
         at.seconds = _start_from_pretraining(method, config, meta_sets, folder, pretrained, device)
     if not state:
@@ -136,15 +136,16 @@ def _meta_train(
 ) -> None:
     """Outer steps until the run is done; `at` and the folder are kept up to date."""
     settings = config.training
+    started = time.monotonic() - at.seconds
     sampler = method.sampler(meta_train_images(config, meta_sets), config, device)
     model = distributed.wrap(method, sampler[0])
-    started = time.monotonic() - at.seconds
+    one, many = method.unit
     losses: list[torch.Tensor] = []
     accuracies: list[torch.Tensor] = []
     logged = at.episode, at.seconds
     stopping = 0.0
     with signals.caught() as stop, progress(TextColumn("{task.fields[status]}")) as bar:
-        task = bar.add_task("meta-training", total=settings.episodes, completed=at.episode, status="")
+        task = bar.add_task(method.phase, total=settings.episodes, completed=at.episode, status="", unit=many)
         while not _is_done(settings, at) and not stopping:
             numbers = range(at.episode, at.episode + settings.meta_batch)
             for group in optimizer.param_groups:
@@ -195,9 +196,10 @@ def _meta_train(
                 bar.update(task, status=status, total=_expected_episodes(settings, at))
                 if validate:
                     best = f"best {at.best:.2f} % after {at.best_episode:,}"
-                    console.print(f"episode {at.episode:,}: meta-val {line['meta_val']:.2f} %, {best}", soft_wrap=True)
+                    said = f"{method.phase}, {one} {at.episode:,}: meta-val {line['meta_val']:.2f} %, {best}"
+                    console.print(said, soft_wrap=True)
     if stopping:
-        raise Interrupted(f"saved after episode {at.episode:,}")
+        raise Interrupted(f"saved after {one} {at.episode:,}")
 
 
 def _finish(
@@ -336,11 +338,13 @@ def _start_from_pretraining(
             if not _is_long_enough(start):  # another run that shares it may have made it meanwhile
                 run.write_configuration()
                 run.best.unlink(missing_ok=True)  # of a shorter pre-training
-                n = pretraining.training.episodes
-                console.print(f"{folder}: pre-training, {n:,} mini-batches at the most", soft_wrap=True)
+                n, minutes = pretraining.training.episodes, pretraining.training.minutes
+                most = f"{n:,} mini-batches" + (f" or {minutes:g} minutes" if minutes else "")
+                console.print(f"{folder}: pre-training, {most} at the most", soft_wrap=True)
                 _train(pretraining, meta_sets, folder, True, device, None, Search())
     method.start_from(checkpoint.load_method(folder)[0].to(device).network())
-    return 0.0 if shared else last_line(folder)["seconds"]
+    at = start.progress()
+    return 0.0 if shared or not at else at.seconds  # with the last validation, which its metrics do not count
 
 
 def _is_long_enough(folder: RunFolder) -> bool:
