@@ -144,7 +144,7 @@ def test_table_hours_measures_every_part_of_every_row(tmp_path: Path):
             assert parts.keys() == expected
             assert all(seconds > 0 for seconds in parts.values())
     lines = (tmp_path / "README.md").read_text().splitlines()
-    assert sum(line.startswith("| ") for line in lines) == 2 + 2 + 2 * len(ROWS) + 1
+    assert sum(line.startswith("| ") for line in lines) == 2 + 1 + 2 * len(ROWS) + 1
 
 
 def test_pretraining_compares_two_versions(tmp_path: Path):

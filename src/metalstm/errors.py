@@ -34,7 +34,12 @@ class Problems(UserError):
         if len(problems) == 1:
             super().__init__(f"{self.problems[0]}, or {instead}")
         else:
+            where = " ".join(str(where).split())
             super().__init__(f"{where}: {len(problems):,} problems; mend them, or {instead}:\n{listed(self.problems)}")
+
+    def __str__(self) -> str:
+        """The list."""
+        return Exception.__str__(self)
 
 
 class Interrupted(Exception):

@@ -27,7 +27,7 @@ def learned(keep_moments: bool = True, **changes) -> GradientMethod:
     """A Meta-LSTM that moves the body visibly."""
     recipe = recipes.named("meta-lstm", "best", Traits(), 5)
     names = {"method": "meta-lstm", "image_shape": SHAPE, "n_way": N_WAY}
-    small = {"filters": 4, "hidden_size": 3, "epochs": 3, "body_factor": 1.0, "forget_bias": (4.0, 4.0)}
+    small = {"filters": 4, "hidden_size": 3, "epochs": 3, "moves": "all", "forget_bias": (4.0, 4.0)}
     config = recipes.with_changes(
         recipes.RunConfig(**vars(recipe) | names), small | {"keep_moments": keep_moments} | changes
     )

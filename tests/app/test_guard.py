@@ -75,7 +75,7 @@ def test_bodies_have_a_length_and_a_limit(url):
 def test_a_malformed_upload_is_refused_without_a_word(url):
     """The server's last words are checked when it ends."""
     status, _, _ = ask(url, "POST", "/gradio_api/upload", b"--x\r\nab,c\r\n--,", **FORM)
-    assert status == 400
+    assert status in (400, 413)  # Gradio's answer to any fault of a form
 
 
 MALFORMED = [

@@ -153,7 +153,7 @@ def test_temperature_and_threshold_are_those_of_the_calibration(make, patterns):
     [
         (lambda x, y: (x, y[:-1]), "9 images, but labels of shape (8,): give one label for each image"),
         (lambda x, y: (x, ["a"] * 9), "1 class: give 2 to 200"),
-        (lambda x, y: (x * 3, list(range(27))), "27 classes: give 2 to 200"),
+        (lambda x, y: (x * 23, list(range(207))), "207 classes: give 2 to 200"),
         (lambda x, y: ([], []), "0 classes: give 2 to 200"),
         (lambda x, y: (x[0], y[:1]), "one image where several are expected: give a list, [image]"),
         (lambda x, y: ("a.jpg", ["a"]), "one image where several are expected: give a list, [image]"),

@@ -64,7 +64,7 @@ def main(folder: Path, parts: list[str]) -> int:
 
 def run(kind: str, cases: Any, watch: Watch, numbers: range) -> dict[str, Any]:
     """How often the cases of a kind ended how."""
-    from metalstm.errors import UserError
+    from metalstm.errors import Problems, UserError
 
     ends, started, slowest, peak = Counter(read=0, refused=0, failed=0), time.monotonic(), 0.0, 0
     for number in numbers:
@@ -78,7 +78,8 @@ def run(kind: str, cases: Any, watch: Watch, numbers: range) -> dict[str, Any]:
             end = "read"
         except UserError as error:
             end, text = "refused", str(error)
-            if "\n" in text or not 10 < len(text) < 3000:
+            too_many_lines = "\n" in text and not isinstance(error, Problems)  # a list of several has a line for each
+            if too_many_lines or not 10 < len(text) < 3000:
                 end = _failed(kind, number, f"a message of {len(text)} characters: {text[:500]!r}")
         except Exception as error:
             end = _failed(kind, number, f"{type(error).__name__}: {str(error)[:2000]}", error)

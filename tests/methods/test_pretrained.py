@@ -97,7 +97,7 @@ def test_a_method_is_pre_trained_as_the_network_that_it_starts_from():
         "pretrained",
         "",
         123,
-        7.0,
+        3.5,  # half of the minutes
     )
     assert start.learner_settings == Conv4.for_pretraining(run.learner_settings)
     assert not start.learner_settings.unit_features

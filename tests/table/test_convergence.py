@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from metalstm import recipes
 from metalstm.ablation import HEAD_RULE, RULE
 from metalstm.evaluation import evaluate
 from metalstm.optimizers import RULES
@@ -42,23 +43,29 @@ def test_the_row_that_is_compared_has_a_learned_optimizer(finished, small_table)
 def test_starts(finished, learned):
     """One learner and one learned optimizer; only theta_0 and its moments differ."""
     starts = convergence.starts(finished, learned)
-    assert list(starts) == list(convergence.STARTS)
+    assert list(starts) == ["pretrained", "theta_0"]  # a head on random features says nothing
     assert all(method.optimizer is learned.method.optimizer for method in starts.values())
-    assert all(method.learner.settings == learned.method.learner.settings for method in starts.values())
-    network = making.checkpoint.load_method(finished.out / "runs" / "start-best-32f-5w5s")[0].network()
-    assert torch.equal(starts["pretrained"].body_0, network.body)
-    assert torch.equal(starts["pretrained"].moments_0, network.moments)
+    assert all(method.settings == learned.method.settings for method in starts.values())
+    network = making.checkpoint.load_method(finished.out / "runs" / "start-best-64f-average-5w5s")[0].network()
+    assert all(map(torch.equal, starts["pretrained"].network()[:2], network[:2]))
     assert not starts["pretrained"].head_0.any()
     assert starts["theta_0"] is learned.method
+
+
+def test_where_the_body_moves_random_weights_are_a_start(finished, learned):
+    config = recipes.with_changes(learned.config, {"moves": "all"})
+    starts = convergence.starts(finished, replace(learned, config=config))
+    assert list(starts) == list(convergence.STARTS)
+    network = starts["pretrained"].network()
     assert not torch.equal(starts["random"].body_0, network.body)
     assert (starts["random"].settings.keep_moments, starts["random"].settings.query_norm) == (False, "support")
-    assert learned.method.settings.keep_moments
+    assert starts["pretrained"].settings.keep_moments
 
 
 def test_without_a_pretraining_there_is_no_such_start(finished, learned):
     training = replace(learned.config.training, pretrain=0)
     other = replace(learned, config=replace(learned.config, training=training))
-    assert list(convergence.starts(finished, other)) == ["random", "theta_0"]
+    assert list(convergence.starts(finished, other)) == ["theta_0"]
 
 
 @pytest.fixture(scope="module")

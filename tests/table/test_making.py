@@ -34,7 +34,7 @@ def test_trained_in_bf16_tested_in_fp32(small_table):
     made = making.make_cell(table, Cell(row("nearest-neighbor"), Task(5, 1)))
     assert (made["precision"], made["terms"]["config"]["learner_settings"]["precision"]) == ("fp32", "bf16")
     tested = checkpoint.load_method(table.out / "checkpoints" / "nearest-neighbor-5w1s.safetensors")[1]
-    trained = checkpoint.load_method(table.out / "runs" / "start-best-64f-5w5s")[1]
+    trained = checkpoint.load_method(table.out / "runs" / "start-best-64f-average-5w5s")[1]
     assert (tested.learner_settings.precision, trained.learner_settings.precision) == ("fp32", "bf16")
 
 
@@ -177,7 +177,10 @@ def test_minutes_bound_every_run(small_table):
     table = replace(small_table, budget=replace(small_table.budget, train_minutes=1e-6))
     making.make_cell(table, Cell(row("meta-lstm"), Task(5, 1)))
     ends = {path.parent.name: run_folder.last_line(path.parent) for path in table.out.glob("runs/*/metrics.jsonl")}
-    assert {name: end["episode"] for name, end in ends.items()} == {"start-best-32f-5w5s": 1, "meta-lstm-5w1s": 1}
+    assert {name: end["episode"] for name, end in ends.items()} == {
+        "start-best-64f-average-5w5s": 1,
+        "meta-lstm-5w1s": 1,
+    }
 
 
 @pytest.mark.slow
@@ -214,8 +217,9 @@ def checkpoints_give_the_figures_of_the_table(table):
 
 def runs_of_one_seed_share_a_pretraining(table):
     starts = {path.parent.name for path in table.out.glob("runs/start-*/best.safetensors")}
-    assert starts == {f"start-best-{name}" for name in ("32f-5w5s", "32f-5w5s-seed1", "64f-5w5s")}
-    assert not list(table.out.glob("runs/*/pretrained"))
+    assert starts == {f"start-best-64f-average-{name}" for name in ("5w5s", "5w5s-seed1")}
+    before = {path.parent.name for path in table.out.glob("runs/*/pretrained")}
+    assert before == starts  # the generation before them
 
 
 def what_exists_is_not_made_again(table):

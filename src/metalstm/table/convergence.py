@@ -110,10 +110,10 @@ def convergence(table: Table, learned: Learned) -> dict[str, Any]:
 def starts(table: Table, learned: Learned) -> dict[str, GradientMethod]:
     """The trained method from other starts; its learner and its learned optimizer are the same in all.
 
-    `random` weights; the `pretrained` network that its training started from, where it did; its own `theta_0`. Only the
-    last one separates the learned optimizer from the learned start.
+    `random` weights, unless the head alone moves; the `pretrained` network that its training started from, where it
+    did; its own `theta_0`. Only the last one separates the learned optimizer from the learned start.
     """
-    own = {"random": at_random(learned)}
+    own = at_random(learned)
     if learned.config.training.pretrain:
         network = checkpoint.load_method(table.trainings(learned.cell)[0].folder)[0].to(table.device).network()
         method = _fresh(learned)
@@ -122,12 +122,17 @@ def starts(table: Table, learned: Learned) -> dict[str, GradientMethod]:
     return {**own, "theta_0": learned.method}
 
 
-def at_random(learned: Learned) -> GradientMethod:
-    """The method with the weights that its training drew, before pre-training and meta-training."""
+def at_random(learned: Learned) -> dict[str, GradientMethod]:
+    """The method with the weights that its training drew, before pre-training and meta-training, as `random`.
+
+    There is none if the head alone moves: a head on the features of random weights learns next to nothing.
+    """
     method = _fresh(learned)
+    if method.settings.moves == "head":
+        return {}
     if method.settings.keep_moments:  # those of the pre-training mean nothing to random weights
-        return method.with_inner_loop(keep_moments=False, query_norm="support")
-    return method
+        method = method.with_inner_loop(keep_moments=False, query_norm="support")
+    return {"random": method}
 
 
 def _fresh(learned: Learned) -> GradientMethod:

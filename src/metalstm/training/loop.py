@@ -400,8 +400,8 @@ def _check_processes(config: RunConfig) -> None:
 
 
 def _is_done(settings: TrainingSettings, at: Progress) -> bool:
-    """Whether a run has had its episodes, its minutes, or its patience with meta-val."""
-    out_of_time = settings.minutes is not None and at.seconds >= 60 * settings.minutes
+    """Whether a run has had its episodes, its minutes and a step at least, or its patience with meta-val."""
+    out_of_time = settings.minutes is not None and at.episode > 0 and at.seconds >= 60 * settings.minutes
     out_of_patience = settings.patience is not None and at.since_best >= settings.patience
     return at.episode >= settings.episodes or out_of_time or out_of_patience
 
