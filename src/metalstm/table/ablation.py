@@ -43,7 +43,7 @@ def parts(table: Table, learned: Learned, tuned: dict[str, Any]) -> dict[str, An
     variants = {
         **ablation.variants(method, map(train.__getitem__, range(n_means)), task.n_way),
         **ablation.ruled(method, choices),
-        **{"the learned optimizer from random weights": method for method in convergence.at_random(learned).values()},
+        **{f"the learned optimizer from {name} weights": each for name, each in convergence.at_random(learned).items()},
     }
     return {
         name: convergence.noted(
