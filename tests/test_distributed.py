@@ -137,7 +137,7 @@ def test_one_two_and_four_processes_make_the_same_run(folder, cache, tmp_path, m
         # The outer loop of `paper` for both: what is compared is the sum of gradients, not the schedule.
         config = tiny_config(meta_sets, recipe="paper", **length)
         if recipe == "best":
-            best = tiny_config(meta_sets, recipe="best", order=2)
+            best = tiny_config(meta_sets, recipe="best", order=2, moves="all")
             config = replace(best, training=config.training, recipe="paper")
         return {"config": recipes.to_dict(config), "out": str(tmp_path / out), "resume": resume}
 
