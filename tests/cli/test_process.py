@@ -31,11 +31,11 @@ def test_a_rank_is_that_of_several_processes(launched):
     assert process.is_first_of_machine()
 
 
-def test_a_failure_is_one_line_on_stderr_and_the_exit_status(launched, capsys):
+def test_a_failure_is_said_on_stderr_with_the_list_below_it_and_is_the_exit_status(launched, capsys):
     with pytest.raises(SystemExit) as end:
         process.fail("a\n  b", 2)
     assert end.value.code == 2
-    assert capsys.readouterr() == ("", "metalstm: a b\n")
+    assert capsys.readouterr() == ("", "metalstm: a\n  b\n")
 
 
 def test_of_several_processes_the_others_wait_for_the_first_to_speak(launched, capsys, monkeypatch):
