@@ -1,7 +1,6 @@
 """Put checkpoints into the package, with their calibration on meta-val.
 
-`python tools/ship.py results/omniglot results/cifar-fs` takes the Meta-LSTMs of 64 filters from folders that
-`metalstm table` made. `python tools/ship.py` calibrates anew the checkpoints that are in the package. METALSTM_DATA
+`python tools/ship.py results/cifar-fs` takes the Meta-LSTMs of 5 ways from folders that `metalstm table` made. `python tools/ship.py` calibrates anew the checkpoints that are in the package. METALSTM_DATA
 names the data.
 """
 
@@ -35,6 +34,6 @@ if __name__ == "__main__":
     kernels.build()
     kernels.keep_memory()
     tables = [Path(table) for table in sys.argv[1:]]
-    sources = [table / "checkpoints" / f"meta-lstm-64-5w{n_shot}s.safetensors" for table in tables for n_shot in SHOTS]
+    sources = [table / "checkpoints" / f"meta-lstm-5w{n_shot}s.safetensors" for table in tables for n_shot in SHOTS]
     for source in sources or checkpoint.shipped().values():
         ship(source)

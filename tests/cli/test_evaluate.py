@@ -133,7 +133,8 @@ def test_shipped_checkpoints_give_the_accuracy_that_is_reported(name, commands, 
     now = json.loads(out)
     task = f"{now['n_way']}w{now['n_shot']}s"
     table = Path(__file__).parents[2] / "results" / now["data"]
-    then = json.loads((table / "rows" / f"meta-lstm-64-{task}.json").read_text())
+    row = "meta-lstm-64" if now["data"] == "omniglot" else "meta-lstm"  # Omniglot's table is of an earlier version
+    then = json.loads((table / "rows" / f"{row}-{task}.json").read_text())
     # Another machine rounds differently, which can turn a query.
     assert now["accuracy"] == pytest.approx(statistics.mean(then["per_episode"][:20]), abs=0.5)
 
