@@ -115,6 +115,18 @@ def test_blocks_in_bfloat16(compiled_kernels: None, order: int):
 RECIPES = {
     "paper": ("paper", "photos", {}),
     "best": ("best", "built in", {}),
+    "all layers for photos": (
+        "best",
+        "photos",
+        {
+            "mirror": False,
+            "moves": "all",
+            "layer_rates": True,
+            "body_factor": 1e-4,
+            "filters": 32,
+            "pooling": "max",
+        },
+    ),
     "best for photos": ("best", "photos", {"mirror": False}),
 }
 
