@@ -453,7 +453,7 @@ def test_the_pre_training_has_the_same_learner_data_and_limits():
     config = recipes.with_changes(config_of("meta-lstm", "best", seed=3), {"minutes": 5.0, "filters": 7})
     run = recipes.pretraining(config)
     assert (run.method, run.optimizer, run.optimizer_settings) == ("pretrained", "", NoSettings())
-    assert (run.training.episodes, run.training.minutes) == (config.training.pretrain, 5.0)
+    assert (run.training.episodes, run.training.minutes) == (config.training.pretrain, 2.5)  # half of the minutes
     # A plain classifier: its features have any length.
     assert run.learner_settings == replace(config.learner_settings, unit_features=False)
     same = ("data", "data_digest", "traits", "image_shape", "n_classes", "n_way", "n_shot", "n_query", "seed", "recipe")
