@@ -104,7 +104,7 @@ def test_train_reports_validations_and_the_best(trained):
     lines = done.stderr.splitlines()
     if "compiler" in lines[0]:  # that there is none
         del lines[0]
-    assert [line.split()[:2] for line in lines[:2]] == [["episode", "10:"], ["episode", "20:"]]
+    assert [line.split(":")[0] for line in lines[:2]] == [f"meta-training, episode {number}" for number in (10, 20)]
     _, meta = checkpoint.load(out / "best.safetensors")
     assert lines[-1].startswith(
         f"{out}: best meta-val {meta['meta_val']:.2f} % after {meta['episode']} episodes; now: metalstm evaluate "

@@ -133,17 +133,11 @@ class MetaSets:
 
 
 class Stored(NamedTuple):
-    """Decoded images.
+    """Decoded images."""
 
-    Attributes:
-        images: Those that could be read.
-        sums: sha256 (hex) of the pixels of each class.
-        broken: Numbers of the images that could not be read, among all that were to be decoded.
-    """
-
-    images: ImagesByClass
-    sums: dict[str, str]
-    broken: tuple[int, ...] = ()
+    images: ImagesByClass  # those that could be read
+    sums: dict[str, str]  # sha256 (hex) of the pixels of each class
+    broken: tuple[int, ...] = ()  # numbers of the images that could not be read, among all that were to be decoded
 
 
 class Dataset(ABC):

@@ -23,17 +23,11 @@ OTHERS = 5  # files that are no images, which a line names
 
 
 class Listing(NamedTuple):
-    """What is in the class folders.
+    """What is in the class folders."""
 
-    Attributes:
-        images: The class and path of each file that is named as an image.
-        others: All other files that are not hidden: they are left out.
-        problems: What is wrong with each class that has no images.
-    """
-
-    images: list[tuple[str, Path]]
-    others: list[Path]
-    problems: list[str]
+    images: list[tuple[str, Path]]  # the class and path of each file that is named as an image
+    others: list[Path]  # all other files that are not hidden: they are left out
+    problems: list[str]  # what is wrong with each class that has no images
 
     def say_others(self, directory: Path) -> None:
         """Print a line about the files that are left out, if there are any."""
