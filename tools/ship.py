@@ -1,7 +1,7 @@
 """Put checkpoints into the package, with their calibration on meta-val.
 
-`python tools/ship.py results/cifar-fs` takes the Meta-LSTMs of 5 ways from folders that `metalstm table` made. `python tools/ship.py` calibrates anew the checkpoints that are in the package. METALSTM_DATA
-names the data.
+`python tools/ship.py results/cifar-fs` takes the Meta-LSTMs of 5 ways from a folder that `metalstm table` made.
+`python tools/ship.py` calibrates anew the checkpoints that are in the package. METALSTM_DATA names the data.
 """
 
 import sys
