@@ -64,7 +64,7 @@ class _Lines(Progress):
         began = {}
         while not self._stopped.wait(EVERY if began else EVERY / 2):
             for task in self.tasks:
-                started, first = began.setdefault(task.id, (task.start_time or task.get_time(), task.completed))
+                started, first = began.setdefault(task.id, (task.get_time(), task.completed))
                 if task.finished or not task.visible or not task.total:
                     continue
                 line = f"{task.description}: {task.completed:,.0f} of {task.total:,.0f} {task.fields.get('unit', '')}"

@@ -30,16 +30,16 @@ class Problems(UserError):
     """
 
     def __init__(self, where: object, problems: Sequence[str], instead: str):
+        super().__init__(where, problems, instead)  # as they are, so that other processes can be sent the error
+        self.where, self.instead = " ".join(str(where).split()), instead
         self.problems = [" ".join(each.split()) for each in problems]
-        if len(problems) == 1:
-            super().__init__(f"{self.problems[0]}, or {instead}")
-        else:
-            where = " ".join(str(where).split())
-            super().__init__(f"{where}: {len(problems):,} problems; mend them, or {instead}:\n{listed(self.problems)}")
 
     def __str__(self) -> str:
         """The list."""
-        return Exception.__str__(self)
+        if len(self.problems) == 1:
+            return f"{self.problems[0]}, or {self.instead}"
+        n = f"{len(self.problems):,} problems"
+        return f"{self.where}: {n}; mend them, or {self.instead}:\n{listed(self.problems)}"
 
 
 class Interrupted(Exception):

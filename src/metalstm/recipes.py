@@ -96,10 +96,15 @@ def pretraining(config: RunConfig) -> RunConfig:
 
     `training.pretrain` is the number of mini-batches. The run's minutes bound it too: it gets half of them, or all
     where no episodes follow. A pre-training itself starts from the generation before it.
+
+    Raises:
+        UserError: A pre-training of one generation has none before it.
     """
     recipe = named("pretrained", config.recipe, config.traits, config.n_shot, config.learner)
     own = config.training
     generation = own.generations - (config.method == "pretrained")
+    if own.pretrain and generation < 1:
+        raise UserError("--generations 1: no generation comes before the first: pass --pretrain 0 too")
     return replace(
         config,
         method="pretrained",

@@ -48,6 +48,24 @@ def test_probabilities_are_those_of_the_method_by_the_protocol(make, meta_sets):
     assert evaluate(method, sampler, 1).mean == pytest.approx(accuracy)
 
 
+def test_images_keep_their_numbers_when_others_are_left_out(make, patterns):
+    broken = np.zeros((4, 4, 2))
+    fitted = Classifier(make(), skip_bad=True).fit([broken, *patterns.support], ["class 09", *patterns.labels])
+    assert [each[:8] for each in fitted.left_out_] == ["image 1 "]
+    assert fitted.cross_validate().images == [f"image {number}" for number in range(2, 10)], "the last is alone"
+
+
+def test_a_class_too_many_leaves_a_classifier_as_it_was(make, patterns, tmp_path):
+    fitted = Classifier(make(shared_head=False)).fit(patterns.support[:8], patterns.labels[:8])
+    before = fitted.predict_proba(patterns.query)
+    with pytest.raises(UserError, match="2"):
+        fitted.add(patterns.support[8:], patterns.labels[8:])
+    fitted.save(tmp_path / "same.safetensors", keep_images=True)
+    kept = Classifier.load(tmp_path / "same.safetensors")
+    assert (kept.predict_proba(patterns.query) == before).all()
+    assert (kept.add([], []).predict_proba(patterns.query) == before).all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_learns_from_unequal_shots(make, patterns, method):
     support, labels, query, query_labels = patterns

@@ -74,6 +74,8 @@ def test_adapt_names_all_problems_at_once_or_goes_on_without(messy, colors, comm
         *problems,
         "photos: 3 blue [b], 3 green, 2 red",
     ]
+    status, out, _ = commands("adapt", "photos", "--skip-bad", "--report", "-", cwd=tmp_path)
+    assert json.loads(out)["left_out"] == [problem.strip() for problem in problems]
     commands("adapt", colors / "photos", "--out", tmp_path / "clean.safetensors")
     helpers.assert_same_tensors(tmp_path / "photos.safetensors", tmp_path / "clean.safetensors")
 

@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,7 @@ def test_bad_images_and_classes_are_one_list_or_are_left_out(tmp_path, capsys, w
             f"{folder}: 5 problems; mend them, or pass --skip-bad to go on without:",
             *(f"  {problem}" for problem in problems),
         ]
+        assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value), "as other processes get it"
     capsys.readouterr()
     sets = load(f"folder:{folder}", skip_bad=True)
     assert capsys.readouterr().err.splitlines() == [

@@ -125,7 +125,9 @@ def make_jobs(folder: Path) -> dict[str, Job]:
         Job(train(episodes=8), ".lock", same_runs).finish(out)
         (out / "report.html").unlink()
 
-    adapt = ["adapt", str(data), "--threads", "1", "--checkpoint", "meta-lstm-cifar-fs-5w5s"]
+    shipped = "meta-lstm-cifar-fs-5w5s"
+    decode = ["evaluate", shipped, "--data", f"folder:{large}", *flags(split="all", episodes=2, threads=1)]
+    adapt = ["adapt", str(data), "--threads", "1", "--checkpoint", shipped]
     return {
         "train": Job(train(episodes=80), ".lock", same_runs),
         "resume": Job(train(episodes=80), ".lock", same_runs, half),
@@ -133,7 +135,7 @@ def make_jobs(folder: Path) -> dict[str, Job]:
         "report": Job(train(episodes=8), ".lock", same_runs, unreported),
         "table": Job(lambda out: [str(large), str(out)], "rows", same_tables, module="hostile.small_table"),
         "adapt": Job(lambda out: [*adapt, "--out", str(out / "c.safetensors")], "", same_files("*.safetensors")),
-        "cache": Job(lambda out: ["data", "check", f"folder:{large}"], "cache", same_files("cache/folder-*")),
+        "cache": Job(lambda out: decode, "cache", same_files("cache/folder-*")),
     }
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from metalstm import recipes
 from metalstm.episodes import BatchSampler, Labeled
+from metalstm.errors import UserError
 from metalstm.learners import Conv4
 from metalstm.methods import METHODS
 from metalstm.methods.pretrained import Pretrained
@@ -130,6 +131,14 @@ def test_generations_start_from_one_another():
     assert [each.training.generations for each in chain] == [3, 3, 2, 1]
     assert [each.training.episodes for each in chain[1:]] == [5, 5, 5]
     assert [recipes.build(each).taught for each in chain[1:]] == [True, True, False]
+
+
+def test_a_first_generation_has_none_to_start_from():
+    """It is refused before it has a teacher trained that its folder could not say how."""
+    with pytest.raises(UserError) as error:
+        recipes.pretraining(config("pretrained", pretrain=5, generations=1))
+    assert str(error.value) == "--generations 1: no generation comes before the first: pass --pretrain 0 too"
+    assert recipes.pretraining(config("pretrained", pretrain=0, generations=1)).method == "pretrained"
 
 
 def test_turned_images_add_the_loss_of_telling_how_far_they_were_turned():

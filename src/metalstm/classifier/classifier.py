@@ -14,6 +14,7 @@ from metalstm.classifier.cross_validation import CrossValidation, Estimate, cros
 from metalstm.classifier.inputs import (
     Examples,
     Pixels,
+    Read,
     Task,
     as_classes,
     as_labels,
@@ -98,8 +99,8 @@ class Classifier:
         Raises:
             UserError: Images cannot be read; labels do not fit them; there are fewer than 2 classes or too many.
         """
-        learner, task = self._start(images, labels)
-        self._finish(learner, task, learner.method.adapt(task.support))
+        self.left_out_ = []
+        self._learn(*self._examples_of(images, labels))
         return self
 
     def steps(self, images: Any, labels: Any) -> Iterator[InnerStep]:
@@ -110,7 +111,9 @@ class Classifier:
         Raises:
             UserError: As `fit`.
         """
-        learner, task = self._start(images, labels)
+        self.left_out_ = []
+        learner, examples = self._examples_of(images, labels)
+        task = learner.task(examples.pixels, examples.labels, self.seed)
         method, support, adapted = learner.method, task.support, None
         for number, watched in enumerate(method.watch(support), 1):
             adapted = watched.adapted
@@ -119,7 +122,7 @@ class Classifier:
             forget = {layer: f for layer, (f, _) in watched.gates.items()}
             rate = {layer: i for layer, (_, i) in watched.gates.items()}
             yield InnerStep(number, method.n_steps(support), loss.item(), accuracy.item(), forget, rate)
-        self._finish(learner, task, method.adapt(support) if adapted is None else adapted)
+        self._finish(learner, examples, task, method.adapt(support) if adapted is None else adapted)
 
     def estimate(self, images: Any = None, labels: Any = None) -> Estimate:
         """The accuracy that `fit` on these images would give, by stratified cross-validation in at most 5 folds.
@@ -244,10 +247,11 @@ class Classifier:
         self.left_out_ = []
         images = as_list(images)
         labels = one_for_each(labels, len(images))
-        new = self._read(learner, images, labels)
-        both = np.concatenate([old.labels.astype(object), new.labels.astype(object)])
-        everything = np.concatenate([old.pixels, new.pixels])
-        self._learn(learner, Examples(everything, as_labels(both, len(both)), old.names + new.names))
+        read, named = self._read(learner, images), names(images)
+        both = np.concatenate([old.labels.astype(object), labels[read.good].astype(object)])
+        everything = np.concatenate([old.pixels, read.pixels])
+        all_names = old.names + [named[number] for number in read.good]
+        self._learn(learner, Examples(everything, as_labels(both, len(both)), all_names))
         return self
 
     def save(self, path: str | Path, keep_images: bool = False) -> None:
@@ -310,16 +314,9 @@ class Classifier:
     def __repr__(self) -> str:
         return f"Classifier({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
-    def _start(self, images: Any, labels: Any) -> tuple[MetaLearner, Task]:
-        """The meta-learner, and what it is to learn from."""
-        self.left_out_ = []
-        learner, self._examples = self._examples_of(images, labels)
-        return learner, learner.task(self._examples.pixels, self._examples.labels, self.seed)
-
     def _learn(self, learner: MetaLearner, examples: Examples) -> None:
-        self._examples = examples
         task = learner.task(examples.pixels, examples.labels, self.seed)
-        self._finish(learner, task, learner.method.adapt(task.support))
+        self._finish(learner, examples, task, learner.method.adapt(task.support))
 
     def _known(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
         """The meta-learner and the pixels of some images, or of those that were learned from."""
@@ -334,17 +331,18 @@ class Classifier:
         """The meta-learner for some images, and their pixels."""
         check_seed(self.seed)
         images = as_list(images)
-        labels = as_labels(labels, len(images))
-        name = choose(images, labels) if self.checkpoint is None else self.checkpoint
-        learner = MetaLearner.load(name, self.device)
-        examples = self._read(learner, images, labels)
-        if len(examples.labels) == len(labels):
-            return learner, examples
-        left = set(examples.names)
-        kept = [number for number, name in enumerate(names(images)) if name in left]
-        return self._examples_of([images[number] for number in kept], labels[kept])  # as if the others were never given
+        labels, named = as_labels(labels, len(images)), names(images)
+        while True:
+            name = choose(images, labels) if self.checkpoint is None else self.checkpoint
+            learner = MetaLearner.load(name, self.device)
+            read = self._read(learner, images)
+            if not read.faults:
+                return learner, Examples(read.pixels, labels, named)
+            # Again, as if the others had never been given.
+            images, named = ([each[number] for number in read.good] for each in (images, named))
+            labels = as_labels(labels[read.good], len(images))
 
-    def _read(self, learner: MetaLearner, images: list[Any], labels: np.ndarray) -> Examples:
+    def _read(self, learner: MetaLearner, images: list[Any]) -> Read:
         """The pixels of images; those that cannot be read are an error, or noted and left out.
 
         Raises:
@@ -354,11 +352,11 @@ class Classifier:
         if read.faults and not self.skip_bad:
             raise Problems("the images", read.faults, SKIP_BAD)
         self.left_out_ += read.faults
-        named = names(images)
-        return Examples(read.pixels, labels[read.good], [named[number] for number in read.good])
+        return read
 
-    def _finish(self, learner: MetaLearner, task: Task, adapted: Adapted) -> None:
+    def _finish(self, learner: MetaLearner, examples: Examples, task: Task, adapted: Adapted) -> None:
         self._set(learner.network(adapted, task), learner.describe(task, self.seed), task.classes)
+        self._examples = examples
 
     def _set(self, network: Network, meta: dict[str, Any], classes: np.ndarray) -> None:
         self.network, self.meta, self.classes_ = network, meta, classes

@@ -76,7 +76,6 @@ class MetaLearner:
         if not self.calibrations:
             return None
         n_way = len(task.classes)
-        n_way = len(task.classes)
         return nearest(self.calibrations, n_way, min(float(np.mean(task.counts)), len(task.support.y) / n_way))
 
     def network(self, adapted: Adapted, task: Task) -> Network:

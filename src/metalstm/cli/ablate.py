@@ -59,6 +59,8 @@ class Ablate(Command):
     """Tune the rules in few steps on few episodes, to see what the page looks like."""
     out: Path | None = None
     """Folder to write to; ablation/NAME by default."""
+    skip_bad: bool = False
+    """Of folder:DIR: go on without images that cannot be read and without classes that have no images."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
@@ -80,7 +82,7 @@ class Ablate(Command):
         config = checkpoint.load_method(self.checkpoint)[1]
         tasks = tasks or [Task(self.n_way or config.n_way, self.n_shot or config.n_shot)]
         runs = tested.to_note(self.split, (self.checkpoint, *self.rivals))
-        meta_sets = tested.load_data(config, self.data, self.common.data_root)
+        meta_sets = tested.load_data(config, self.data, self.common.data_root, self.skip_bad)
         result = ablation.ablate(
             self.checkpoint,
             meta_sets,

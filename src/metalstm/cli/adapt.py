@@ -89,9 +89,9 @@ class Adapt(Command):
             reason = f"for {kind}, {n_shot:.3g} a class; --checkpoint takes another"
             console.print(f"meta-learner: {classifier.checkpoint_} ({reason})", soft_wrap=True)
         console.print(f"{out}: the classifier; now: metalstm predict {out} IMAGES", soft_wrap=True)
-        self._report(classifier)
+        self._report(classifier, left_out)
 
-    def _report(self, classifier: "Classifier") -> None:
+    def _report(self, classifier: "Classifier", left_out: list[str]) -> None:
         """Say how well it does, by cross-validation."""
         try:
             found = classifier.cross_validate()
@@ -127,7 +127,7 @@ class Adapt(Command):
             "may_be_mislabeled": [each._asdict() | {"probability": round(each.probability, 6)} for each in doubts],
             "learning_curve": {str(size): _values(each) for size, each in curve.items()},
             "points_by_another_image": gain,
-            "left_out": classifier.left_out_,
+            "left_out": left_out,
         }
         text = to_json(values, indent=1) + "\n"
         if self.report == "-":
