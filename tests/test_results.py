@@ -36,6 +36,7 @@ def test_checkpoint_gives_its_recorded_figures(path, data_root):
         EPISODES,
         row["seed"],
         {"precision": row["precision"]},
+        within_group=row.get("within_group", False),
     )
     assert [result[name] for name in ("method", "data", "transductive")] == [
         row[name] for name in ("method", "data", "transductive")
