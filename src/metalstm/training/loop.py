@@ -349,6 +349,8 @@ def _start_from_pretraining(
 
 def _is_long_enough(folder: RunFolder) -> bool:
     at = folder.progress()
+    if at is None and folder.best.exists() and not folder.last.exists():  # its minutes ended before its first step
+        at = Progress.from_dict(checkpoint.load(folder.best)[1]["at"])
     return at is not None and _is_done(folder.config.training, at)
 
 
@@ -400,8 +402,8 @@ def _check_processes(config: RunConfig) -> None:
 
 
 def _is_done(settings: TrainingSettings, at: Progress) -> bool:
-    """Whether a run has had its episodes, its minutes and a step at least, or its patience with meta-val."""
-    out_of_time = settings.minutes is not None and at.episode > 0 and at.seconds >= 60 * settings.minutes
+    """Whether a run has had its episodes, its minutes, or its patience with meta-val."""
+    out_of_time = settings.minutes is not None and at.seconds >= 60 * settings.minutes
     out_of_patience = settings.patience is not None and at.since_best >= settings.patience
     return at.episode >= settings.episodes or out_of_time or out_of_patience
 
