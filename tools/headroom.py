@@ -1,11 +1,11 @@
-"""How much an inner optimizer of the head can win on the features of a pre-trained network, at most.
+"""How much the choice of the rate can win where a head is trained on the features of a pre-trained network.
 
     python tools/headroom.py RUN
 
 RUN is a run folder of `metalstm train --method pretrained`. Heads of zeros are trained on features of one length, for
 tasks of many ways and shots. For each cell of a grid on meta-val it prints the accuracy of class means, of the best of
-many fixed rules and of logistic regressions (chosen by these very episodes: an upper bound of what any optimizer that
-knows the task could choose), of one learned table of rates for all cells, of an LSTM that sees loss, gradient and
+many fixed rules and of logistic regressions (chosen by these very episodes: a generous bound for choosing one rate for
+the whole head), of one learned table of rates for all cells, of an LSTM that sees loss, gradient and
 weights at each step and sets the rates, and of this LSTM with its rates replaced by their means. The table and the LSTM
 are meta-trained on tasks of meta-train, of 2 to 20 classes with 1 to 50 images each. METALSTM_DATA names the data.
 """
