@@ -53,7 +53,12 @@ def is_full(error: BaseException) -> bool:
 
 def shown(value: Any) -> str:
     """A value in a message, in one line of at most 200 characters: what a file holds has no bounds."""
-    text = " ".join(repr(value).split())
+    return short(repr(value))
+
+
+def short(text: str) -> str:
+    """A text in one line of at most 200 characters."""
+    text = " ".join(text.split())
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

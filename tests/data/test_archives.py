@@ -100,3 +100,14 @@ def test_a_bounded_gzip_file_reads_what_is_within_its_bounds(tmp_path, monkeypat
         for read in (lambda: file.read(101), file.read, lambda: file.seek(101)):
             with pytest.raises(ValueError, match="it unpacks to more than 100 bytes"):
                 read()
+
+
+def test_a_message_holds_little_of_what_a_zip_holds(tmp_path):
+    root = make_omniglot(tmp_path)
+    path = root / "omniglot" / "images_background.zip"
+    content = bytearray(path.read_bytes())
+    content[26:28] = (60_000).to_bytes(2, "little")  # length of the first member's name, in its own header
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged") as caught:
+        load("omniglot", root)
+    assert len(str(caught.value)) < 1000

@@ -40,7 +40,17 @@ def test_cache_is_keyed_by_content_not_by_place(tmp_path, cache):
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".json"])
-@pytest.mark.parametrize("damage", [lambda c: c[:-20], lambda c: c[:5], lambda c: b"", lambda c: b"\0" * len(c)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: c[:-20],
+        lambda c: c[:5],
+        lambda c: b"",
+        lambda c: b"\0" * len(c),
+        lambda c: c.replace(b"}", b"("),  # no end of the header
+        lambda c: c.replace(b"':", b"\"\"\""),
+    ],
+)
 def test_a_damaged_entry_is_noticed_and_written_again(tmp_path, cache, suffix, damage):
     root = make_omniglot(tmp_path)
     digest = load("omniglot", root).digest

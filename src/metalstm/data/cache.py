@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -77,7 +78,7 @@ def _read(entry: Path) -> Stored | None:
         return Stored(
             ImagesByClass(images, names, spans(counts)), dict(zip(names, sums, strict=True)), (*index["broken"],)
         )
-    except (OSError, EOFError, ValueError, TypeError, KeyError):
+    except (OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, TokenError):  # the last of NumPy's header
         return None
 
 

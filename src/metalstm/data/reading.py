@@ -5,12 +5,12 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from metalstm.errors import UserError
+from metalstm.errors import UserError, short
 
 
 def reason(error: Exception) -> str:
-    """The message of an error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message of an error in one short line; some hold what they found in the file."""
+    return short(str(error)) or type(error).__name__
 
 
 @contextlib.contextmanager
