@@ -68,8 +68,10 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: The file is missing, damaged, not a checkpoint of metalstm, or has a number that is not finite.
     """
+    if not files.exists(path):
+        raise UserError(f"no checkpoint at {path}")
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if not path.is_file():  # a pipe would be waited for
             raise ValueError("it is not a file")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -83,8 +85,6 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         check_finite(tensors)
         return tensors, meta
     except Exception as error:
-        if not path.exists():
-            raise UserError(f"no checkpoint at {path}") from error
         reason = _reason(error)
         raise UserError(
             f"{path} is damaged or not a checkpoint of metalstm ({reason}): get or train it anew"
@@ -200,12 +200,12 @@ def find(name: str | Path) -> Path:
     if not isinstance(name, str | Path):
         raise UserError(f"checkpoint {shown(name)}: give the name of a shipped one, a run folder or a file")
     path = Path(name)
-    if path.is_dir():
-        if (path / "best.safetensors").exists():
+    if files.exists(path):
+        if not path.is_dir():
+            return path
+        if files.exists(path / "best.safetensors"):
             return path / "best.safetensors"
         raise UserError(f"{path} holds no best.safetensors: train to the first validation, or name another run folder")
-    if path.exists():
-        return path
     if path.suffix or len(path.parts) > 1:
         raise UserError(f"no checkpoint at {path}: give a run folder, a file, or one of {', '.join(shipped())}")
     if str(name) not in shipped():

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 SHOWN = 20  # lines of a list
+MOST = 2000  # characters of a message: names have no bounds either
 SKIP_BAD = "pass --skip-bad to go on without"
 
 
@@ -16,8 +17,8 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        """The message in one line, whatever the names in it hold."""
-        return " ".join(super().__str__().splitlines())
+        """The message in one line of at most 2,000 characters, whatever the names in it hold."""
+        return cut(" ".join(super().__str__().splitlines()))
 
 
 class Problems(UserError):
@@ -32,7 +33,7 @@ class Problems(UserError):
     def __init__(self, where: object, problems: Sequence[str], instead: str):
         super().__init__(where, problems, instead)  # as they are, so that other processes can be sent the error
         self.where, self.instead = " ".join(str(where).split()), instead
-        self.problems = [" ".join(each.split()) for each in problems]
+        self.problems = [cut(" ".join(each.split())) for each in problems]
 
     def __str__(self) -> str:
         """The list."""
@@ -54,6 +55,11 @@ def is_full(error: BaseException) -> bool:
 def shown(value: Any) -> str:
     """A value in a message, in one line of at most 200 characters: what a file holds has no bounds."""
     return short(repr(value))
+
+
+def cut(message: str) -> str:
+    """A message of at most 2,000 characters: its start says what is wrong, its end what to do."""
+    return message if len(message) <= MOST else f"{message[: MOST // 2]} ... {message[5 - MOST // 2 :]}"
 
 
 def short(text: str) -> str:

@@ -18,13 +18,28 @@ except ImportError:  # not on Windows, where nothing is locked
 from metalstm.errors import UserError, is_full
 
 
+def exists(path: Path) -> bool:
+    """Whether there is anything at a path that a user gave.
+
+    Raises:
+        UserError: The system does not say: a name in it is too long, or a folder is closed to the user.
+    """
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): check its name and permissions") from error
+
+
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: under a temporary name, synced, then renamed.
 
     Raises:
         UserError: The disk is full, or the place cannot be written to.
     """
-    path = path.resolve()  # the target of a link
+    try:
+        path = path.resolve()  # the target of a link
+    except (OSError, ValueError, RuntimeError) as error:  # characters that no name has, links in a circle
+        raise UserError(f"cannot write {str(path)!r} ({error}): choose another name") from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device cannot be renamed over

@@ -107,7 +107,7 @@ class Cases:
                 return {"url": "", "path": path}
             case 1:
                 return {"url": "data:image/png;base64," + ["", "AAAA", "=", "\u00e9", "A" * 9999][random.randint(5)]}
-        return self.images[random.randint(2)]
+        return dict(self.images[random.randint(2)])  # a case changes it
 
     def _upload(self, random: Random) -> None:
         """A file is uploaded, and learned from."""

@@ -115,11 +115,17 @@ class Guard:
     async def _upload(self, scope: Scope, receive: Receive, send: Send, length: int) -> None:
         if self._receiving + length > MAX_BYTES:
             raise Refusal(503, "too many uploads at the same time: try again")
+
+        async def send_checked(message: Message) -> None:
+            if message.get("status") == 500:  # Gradio's answer to a form that it does not expect
+                raise Refusal(400, "no upload of this page, or no room for it")
+            await send(message)
+
         self._receiving += length
         try:
             await run_in_threadpool(make_room, self._folder)
             async with asyncio.timeout(UPLOAD_SECONDS):
-                await self._app(scope, receive, send)
+                await self._app(scope, receive, send_checked)
         except TimeoutError:
             raise Refusal(408, f"the upload took more than {UPLOAD_SECONDS} seconds") from None
         finally:

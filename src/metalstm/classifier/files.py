@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metalstm import checkpoint, devices, recipes, settings
+from metalstm import checkpoint, devices, files, recipes, settings
 from metalstm.classifier.inputs import Examples, as_classes
 from metalstm.classifier.meta_learner import PRECISION, temperature
 from metalstm.classifier.network import Network
@@ -68,7 +68,7 @@ def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any], Exam
         UserError: The file is missing, damaged, or not a classifier, or the device is not usable.
     """
     device = str(devices.usable(device))
-    if path.is_dir():
+    if files.exists(path) and path.is_dir():
         raise UserError(f"{path} is a folder: give a file that metalstm adapt has written")
     tensors, meta = checkpoint.load(path)
     if "classes" not in meta:

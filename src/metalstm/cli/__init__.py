@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from metalstm.cli import process
-from metalstm.errors import Interrupted, Problems, UserError, unknown
+from metalstm.errors import Interrupted, Problems, UserError, cut, unknown
 
 if TYPE_CHECKING:
     from metalstm.cli.common import Command
@@ -91,7 +91,7 @@ def _explain(error: Exception, command: "Command | None") -> None:
     """One line on stderr, or a list of problems, and the exit status of an error."""
     if isinstance(error, Problems):
         process.fail(str(error), 2)
-    said = " ".join(str(error).split())
+    said = cut(" ".join(str(error).split()))
     if isinstance(error, Interrupted):
         again = command is not None and command.resumes
         more = "give the same command again" if again else "go on with the same command and --resume"

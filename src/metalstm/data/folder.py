@@ -15,6 +15,7 @@ from metalstm.data.cache import Decoded, cached
 from metalstm.data.places import cache_root
 from metalstm.data.reading import checksum, read_lines, reason
 from metalstm.errors import SKIP_BAD, Problems, UserError, listed
+from metalstm.files import exists
 from metalstm.images import Preprocessing, dark_paper, is_image_name, show_drawings
 from metalstm.settings import Traits
 
@@ -144,7 +145,7 @@ def class_folders(directory: Path) -> list[str]:
     Raises:
         UserError: It is not a folder, or has no folders in it.
     """
-    if not directory.is_dir():
+    if not (exists(directory) and directory.is_dir()):
         raise UserError(f"{directory} is not a folder: name one with images in <class>/")
     classes = [path.name for path in _visible(directory) if path.is_dir()]
     if not classes:
