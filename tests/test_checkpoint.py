@@ -116,6 +116,12 @@ def test_a_missing_checkpoint_is_reported_in_whole_sentences(name, tmp_path, mon
     assert not str(error.value).rstrip().endswith((":", "of", "or")), "a list of nothing ends the line"
 
 
+@pytest.mark.parametrize("read", [checkpoint.find, checkpoint.load_method, lambda name: checkpoint.load(Path(name))])
+def test_a_name_that_is_too_long_is_a_mistake(read):
+    with pytest.raises(UserError, match=r"^cannot read x+ \(File name too long\): check its name and permissions$"):
+        read("x" * 300)
+
+
 def test_a_folder_without_a_best_checkpoint_is_no_run(tmp_path):
     with pytest.raises(UserError, match=f"^{tmp_path} holds no best.safetensors: "):
         checkpoint.load_method(tmp_path)

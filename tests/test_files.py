@@ -73,6 +73,25 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_that_no_file_can_have_is_shown(tmp_path, name):
+    with pytest.raises(UserError) as error:
+        files.write(tmp_path / name, b"x")
+    assert str(error.value).startswith(f"cannot write {str(tmp_path / name)!r} (")
+    assert str(error.value).endswith("): choose another name")
+    assert not files.exists(tmp_path / name)
+
+
+def test_a_path_that_the_system_does_not_look_up_is_named(tmp_path):
+    assert files.exists(tmp_path)
+    assert not files.exists(tmp_path / "x")
+    path = tmp_path / ("x" * 300)
+    with pytest.raises(UserError) as error:
+        files.exists(path)
+    reason = os.strerror(errno.ENAMETOOLONG)
+    assert str(error.value) == f"cannot read {path} ({reason}): check its name and permissions"
+
+
 @pytest.mark.parametrize(
     ("code", "mend"),
     [

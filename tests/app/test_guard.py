@@ -72,9 +72,17 @@ def test_bodies_have_a_length_and_a_limit(url):
     assert refusal("/gradio_api/upload", Transfer_Encoding="chunked")[0] == 411
 
 
-def test_a_malformed_upload_is_refused_without_a_word(url):
+@pytest.mark.parametrize(
+    ("body", "form"),
+    [
+        (b"--x\r\nab,c\r\n--,", FORM),
+        (FILE.replace(b"filename", b"\xfffilename"), FORM),  # a field that is no file
+        (FILE, {"Content-Type": f"multipart/form-data; boundary={'x' * 300}"}),
+    ],
+)
+def test_a_malformed_upload_is_refused_without_a_word(url, body, form):
     """The server's last words are checked when it ends."""
-    status, _, _ = ask(url, "POST", "/gradio_api/upload", b"--x\r\nab,c\r\n--,", **FORM)
+    status, _, _ = ask(url, "POST", "/gradio_api/upload", body, **form)
     assert status in (400, 413)  # Gradio's answer to any fault of a form
 
 

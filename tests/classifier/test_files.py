@@ -89,6 +89,7 @@ def test_files_that_are_no_classifier(make, fitted, tmp_path):
     )
     assert refusal(tmp_path) == f"{tmp_path} is a folder: give a file that metalstm adapt has written"
     assert refusal(tmp_path / "x") == f"no checkpoint at {tmp_path / 'x'}"
+    assert refusal("x" * 300) == f"cannot read {'x' * 300} (File name too long): check its name and permissions"
     (tmp_path / "text.safetensors").write_text("no")
     assert "text.safetensors is damaged or not a checkpoint of metalstm" in refusal(tmp_path / "text.safetensors")
     with pytest.raises(UserError) as error:

@@ -85,6 +85,11 @@ def test_the_digest_depends_on_splits_and_names(tmp_path):
     assert len(digests) == 3
 
 
+def test_a_name_that_is_too_long_is_a_mistake():
+    with pytest.raises(UserError, match=r"^cannot read x+ \(File name too long\): check its name and permissions$"):
+        load("folder:" + "x" * 300)
+
+
 def write_lists(folder: Path, train: str | None = "class0", val: str | None = "class1", test: str | None = "class2"):
     for split, text in zip(SPLITS, (train, val, test), strict=True):
         if text is not None:

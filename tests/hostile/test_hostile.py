@@ -35,6 +35,11 @@ def test_requests_to_the_page_are_answered_or_refused_in_one_line(tmp_path):
     ends_of(tmp_path, ["requests"])
 
 
+def test_a_request_is_the_same_whatever_came_before(tmp_path):
+    pytest.importorskip("gradio", reason="needs the extra app")
+    assert not [line for line in cases(tmp_path, "requests:749:2") if "failure" in line]
+
+
 @pytest.mark.parametrize("content", [b"", b"12345678", b"\x02\0\0\0\0\0\0\0{}"])
 def test_whatever_is_mutated_a_file_comes_of_it_and_always_the_same(content):
     for number in range(200):
