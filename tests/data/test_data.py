@@ -26,6 +26,11 @@ def test_image_size_below_one():
     assert str(error.value) == "image size 0 is too small: pass 1 or more pixels"
 
 
+def test_a_data_root_whose_name_is_too_long(tmp_path):
+    with pytest.raises(UserError, match=r"x \(File name too long\): check its name and permissions$"):
+        load("omniglot", tmp_path / ("x" * 300))
+
+
 def test_importing_is_light():
     code = (
         "import sys, metalstm.data; print({'torch', 'PIL.Image', 'requests', 'matplotlib'}.intersection(sys.modules))"

@@ -196,6 +196,10 @@ def replace_in(name: str, old: str, new: str) -> Callable[[Path], object]:
             "mini-imagenet needs val.csv in {d}: get the images, {how}, or pass --data-root DIR",
         ),
         (
+            lambda d: (d / "val.csv").write_text(f"filename,label\n{'x' * 300},bird\n"),
+            f"cannot read {{d}}/images/{'x' * 300} (File name too long): check its name and permissions",
+        ),
+        (
             lambda d: [path.unlink() for path in (d / "images").glob("n01532829*")],
             "{d}/images lacks 4 of the 28 images that the lists name, 'n0153282900000005.jpg' first: add them, {how}",
         ),

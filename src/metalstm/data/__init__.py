@@ -15,6 +15,7 @@ from metalstm.data.omniglot import Omniglot
 from metalstm.data.places import cache_root, default_data_root
 from metalstm.data.survey import Survey, survey
 from metalstm.errors import UserError, unknown
+from metalstm.files import exists
 from metalstm.settings import Traits
 
 __all__ = [
@@ -107,8 +108,9 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image size {image_size} is too small: pass 1 or more pixels")
-    dataset = find(name, traits, skip_bad)
-    return dataset.load(data_root or default_data_root(), image_size or dataset.image_shape[1])
+    dataset, root = find(name, traits, skip_bad), data_root or default_data_root()
+    exists(root)  # an error if the system does not look it up; which files it lacks, the data set knows
+    return dataset.load(root, image_size or dataset.image_shape[1])
 
 
 def fetch(name: str, data_root: Path | None = None) -> list[Path]:

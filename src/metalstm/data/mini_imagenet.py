@@ -19,6 +19,7 @@ from metalstm.data.downloads import File
 from metalstm.data.places import cache_root
 from metalstm.data.reading import checksum, reading
 from metalstm.errors import UserError
+from metalstm.files import exists
 from metalstm.images import decoding
 from metalstm.settings import Traits
 
@@ -202,7 +203,8 @@ def _find_images(folder: Path) -> dict[str, Images]:
     for name, n in names.items():
         if n > 1:
             raise UserError(f"{folder}: the lists name {name!r} {n} times: keep one of these lines")
-    absent = [name for name in names if not (folder / "images" / name).is_file()]
+    paths = {name: folder / "images" / name for name in names}
+    absent = [name for name, path in paths.items() if not (exists(path) and path.is_file())]
     if absent:
         raise UserError(
             f"{folder / 'images'} lacks {len(absent):,} of the {len(names):,} images that the lists name, "
