@@ -1,10 +1,10 @@
 """ResNet-12, a larger learner for photos."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod, sqrt
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from metalstm.errors import UserError
+from metalstm.kernels import residual
 from metalstm.learners.base import Learner, LearnerSettings, each_task
 
 GROWTH = {"double": (1, 2, 4, 8), "published": (1, 2.5, 5, 10)}  # filters of each block, times those of the first
@@ -62,13 +63,11 @@ class ResNet12(Learner):
         self.bf16 = settings.precision == "bf16"
         self.widths = [int(settings.filters * times) for times in GROWTH[settings.growth]]
         self.n_features = self.widths[-1]
-        self.n_moments = 2 * len(LAYERS) * sum(self.widths)
+        self.n_moments = 2 * len(residual.SIDES) * sum(self.widths)
         self.shapes = {}
-        for block, (inputs, width) in enumerate(zip([channels, *self.widths[:-1]], self.widths, strict=True), 1):
-            for layer, side in LAYERS.items():
-                name, own_inputs = f"block{block}.{layer}", width if layer in ("conv2", "conv3") else inputs
-                self.shapes[f"{name}.weight"] = (width, side, side, own_inputs)
-                self.shapes[f"{name}.gamma"] = self.shapes[f"{name}.beta"] = (width,)
+        names = [f"block{block}.{layer}" for block in range(1, 5) for layer in residual.SIDES]
+        for name, shape in zip(names, self._shape(torch.float32).weights(), strict=True):
+            self.shapes |= {f"{name}.weight": shape, f"{name}.gamma": shape[:1], f"{name}.beta": shape[:1]}
 
     @classmethod
     def for_pretraining(cls, settings: Settings) -> Settings:
@@ -112,16 +111,16 @@ class ResNet12(Learner):
         """Moments of a batch with n / (n - 1) on the variances; a mirror image counts as an image."""
         n_images *= 1 + self._mirrors(train)
         parts = []
-        for block, part in enumerate(moments.split([2 * len(LAYERS) * width for width in self.widths], -1)):
+        for block, pairs in enumerate(self._shape(moments.dtype).moments(moments)):
             n = n_images * (self.image_shape[1] >> block) * (self.image_shape[2] >> block)
-            pairs = part.unflatten(-1, (len(LAYERS), 2, -1))
             mean, var = pairs.unbind(-2)
             parts.append(torch.stack([mean, var * (n / (n - 1))], -2).flatten(-3))
         return torch.cat(parts, -1)
 
     def initial_moments(self) -> Float[Tensor, " n_moments"]:
         """Mean 0, variance 1."""
-        return torch.cat([torch.tensor([0.0, 1.0]).repeat_interleave(w).repeat(len(LAYERS)) for w in self.widths])
+        pair, n = torch.tensor([0.0, 1.0]), len(residual.SIDES)
+        return torch.cat([pair.repeat_interleave(width).repeat(n) for width in self.widths])
 
     def _mirrors(self, train: bool) -> bool:
         return self.settings.mirror and not train
@@ -137,49 +136,36 @@ class ResNet12(Learner):
         return features, moments
 
     def _embed(self, theta: Tensor, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
-        dtype = torch.bfloat16 if self.bf16 else theta.dtype
-        x = x.to(dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last
-        used: list[Tensor] = []
-        layers = self._layers(theta, moments)
-        for _ in self.widths:
-            first, second, third, shortcut = (next(layers) for _ in LAYERS)
-            y = _leaky(self._norm(first, x, used))
-            y = _leaky(self._norm(second, y, used))
-            y = self._norm(third, y, used) + self._norm(shortcut, x, used)
-            x = _leaky(F.max_pool2d(y, 2))
-        return x.to(theta.dtype).mean((2, 3)), torch.cat(used)
-
-    def _norm(self, layer: "_Layer", x: Tensor, used: list[Tensor]) -> Tensor:
-        """Convolve, and normalize by given moments or the result's own, which are appended to `used`."""
-        z = F.conv2d(x, layer.weight.to(x.dtype), padding=layer.weight.shape[-1] // 2)
-        wide = z.to(layer.gamma.dtype)
-        if layer.moments is None:
-            var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+        body = theta[: self.n_body]
+        shape = self._shape(torch.bfloat16 if self.bf16 else theta.dtype)
+        plain = partial(_plain, shape, x.to(theta.dtype))
+        if not x.requires_grad and residual.can_add(shape, theta, [] if moments is None else [moments]):
+            x, moments = residual.features(shape, body, x, moments, plain)
         else:
-            mean, var = layer.moments
-        used += [mean, var]
-        scale = layer.gamma * (var + self.eps).rsqrt()
-        return (wide * scale.view(-1, 1, 1) + (layer.beta - mean * scale).view(-1, 1, 1)).to(x.dtype)
+            x, moments = plain(body, moments)
+        return x.to(theta.dtype).mean((2, 3)), moments
 
-    def _layers(self, theta: Tensor, moments: Tensor | None) -> Iterator["_Layer"]:
-        """The convolutions, each with the normalization behind it, in order."""
-        parts = iter(theta[: self.n_body].split(self.lengths))
-        shapes = [shape for name, shape in self.shapes.items() if name.endswith("weight")]
-        pairs = iter([] if moments is None else moments.split([s[0] for s in shapes for _ in range(2)]))
-        for shape in shapes:
-            weight = next(parts).view(shape).permute(0, 3, 1, 2)
-            yield _Layer(weight, next(parts), next(parts), None if moments is None else (next(pairs), next(pairs)))
+    def _shape(self, dtype: torch.dtype) -> residual.Shape:
+        return residual.Shape(self.image_shape[0], self.widths, self.eps, self.slope, dtype)
 
 
-LAYERS = {"conv1": 3, "conv2": 3, "conv3": 3, "shortcut": 1}  # of a block: the side of each convolution
+def _plain(shape: residual.Shape, x: Tensor, theta: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
+    """All blocks: the features before they are averaged, and the moments that normalized the images."""
+    x = x.to(shape.dtype).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels-last
+    pairs = [[None] * len(residual.SIDES)] * len(shape.widths) if moments is None else shape.moments(moments)
+    used: list[Tensor] = []
 
+    def normalized(x: Tensor, layer: residual.Layer, pair: Tensor | None) -> Tensor:
+        z = F.conv2d(x, layer.weight.to(x.dtype), padding=layer.weight.shape[-1] // 2).to(theta.dtype)
+        var, mean = torch.var_mean(z, (0, 2, 3), correction=0) if pair is None else pair.flip(0).unbind()
+        used.extend([mean, var])
+        scale = layer.gamma * (var + shape.eps).rsqrt()
+        return z * scale.view(-1, 1, 1) + (layer.beta - mean * scale).view(-1, 1, 1)
 
-class _Layer(NamedTuple):
-    weight: Tensor  # (out, in, side, side)
-    gamma: Tensor
-    beta: Tensor
-    moments: tuple[Tensor, Tensor] | None  # mean and variance, if they are given
-
-
-def _leaky(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, ResNet12.slope)
+    for layers, pair in zip(shape.blocks(theta), pairs, strict=True):
+        y = x
+        for layer in (0, 1):
+            y = F.leaky_relu(normalized(y, layers[layer], pair[layer]), shape.slope).to(x.dtype)
+        y = normalized(y, layers[2], pair[2]) + normalized(x, layers[3], pair[3])
+        x = F.leaky_relu(F.max_pool2d(y, 2), shape.slope).to(x.dtype)
+    return x, torch.cat(used)
