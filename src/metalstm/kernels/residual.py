@@ -117,7 +117,7 @@ class _Features(Function):
             found = iter(torch.autograd.grad(outputs, inputs, d_outputs, create_graph=True))
             return *(next(found) if needs else None for needs in ctx.needs_input_grad[:2]), None, None, None
         moments, is_given = (used, False) if given is None else (given, True)
-        d_moments = torch.empty_like(given) if is_given else d_moments.contiguous()
+        d_moments = torch.empty_like(moments) if is_given else d_moments.contiguous()
         d_theta = _backward(ctx.shape, theta, moments, kept, d_y, d_moments, is_given)
         return d_theta, d_moments if is_given else None, None, None, None
 
