@@ -13,11 +13,14 @@ from torch import Tensor
 
 from metalstm.kernels.calls import LANES, kernel
 
+MOST_WEIGHTS = 2**16  # of out * in: above, PyTorch's convolution in bfloat16 is faster
+
 
 def can_convolve(x: Tensor, weight: Tensor) -> bool:
     """Whether the kernels take images and a weight (out, in, 3, 3) of these sizes."""
     out, inputs, side, _ = weight.shape
-    return out % LANES == 0 and inputs % LANES == 0 and side == 3
+    suits = x.dtype != torch.bfloat16 or out * inputs <= MOST_WEIGHTS
+    return out % LANES == 0 and inputs % LANES == 0 and side == 3 and suits
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
