@@ -81,6 +81,18 @@ def test_tensors_come_back_with_every_bit(tmp_path):
         assert again[name].numpy().tobytes() == tensor.detach().contiguous().numpy().tobytes(), name
 
 
+def test_large_tensors_can_be_kept_in_half_of_the_bytes(tmp_path):
+    tensors = {"body": torch.randn(checkpoint.LARGE), "few": torch.randn(9), "labels": torch.arange(checkpoint.LARGE)}
+    for name, content in (("whole", tensors), ("half", checkpoint.halved(tensors))):
+        checkpoint.save(tmp_path / name, content, {})
+    assert (tmp_path / "whole").stat().st_size - (tmp_path / "half").stat().st_size > 1.9 * checkpoint.LARGE
+    again, _ = checkpoint.load(tmp_path / "half")
+    assert torch.equal(again["body"], tensors["body"].bfloat16().float())
+    assert again["body"].dtype == torch.float32
+    assert torch.equal(again["few"], tensors["few"])
+    assert torch.equal(again["labels"], tensors["labels"])
+
+
 def test_a_method_comes_back_with_configuration_and_weights(path):
     tensors, meta = content()
     method, config, meta_again = checkpoint.load_method(path)

@@ -1,7 +1,8 @@
 """Put checkpoints into the package, with their calibration on meta-val.
 
 `python tools/ship.py results/cifar-fs` takes the Meta-LSTMs of 5 ways from folders that `metalstm table` made. `python
-tools/ship.py` calibrates anew the checkpoints that are in the package. METALSTM_DATA names the data.
+tools/ship.py` calibrates anew the checkpoints that are in the package. Run folders and files of checkpoints are taken
+too. `--half` keeps large tensors in bfloat16. METALSTM_DATA names the data.
 """
 
 import sys
@@ -16,9 +17,13 @@ SHOTS = (1, 5)
 EPISODES = 40  # of each way and shot, to fit on, and as many others to measure on
 
 
-def ship(source: Path) -> None:
+def ship(source: Path, half: bool) -> None:
     """Write a checkpoint with its calibration into the package."""
     method, config, meta = checkpoint.load_method(source, PRECISION)
+    tensors = checkpoint.method_tensors(method)
+    if half:
+        tensors = checkpoint.halved(tensors)
+        method.load_state_dict(checkpoint.method_state(tensors))  # what is calibrated is what is shipped
     images = data.load(config.data, traits=config.traits).splits["meta-val"]
     name = f"{config.method}-{config.data}-{config.n_way}w{config.n_shot}s"
     console.print(name)
@@ -26,14 +31,15 @@ def ship(source: Path) -> None:
     for entry in calibration:
         console.print({key: value if isinstance(value, int) else round(value, 3) for key, value in entry.items()})
     folder = Path(checkpoint.__file__).parent / "checkpoints"
-    tensors = checkpoint.method_tensors(method)
     checkpoint.save(folder / f"{name}.safetensors", tensors, meta | {"calibration": calibration})
 
 
 if __name__ == "__main__":
     kernels.build()
     kernels.keep_memory()
-    tables = [Path(table) for table in sys.argv[1:]]
-    sources = [table / "checkpoints" / f"meta-lstm-5w{n_shot}s.safetensors" for table in tables for n_shot in SHOTS]
-    for source in sources or checkpoint.shipped().values():
-        ship(source)
+    half, given = "--half" in sys.argv, [Path(word) for word in sys.argv[1:] if word != "--half"]
+    for path in given or checkpoint.shipped().values():
+        is_table = (path / "checkpoints").is_dir()
+        names = [f"checkpoints/meta-lstm-5w{n_shot}s.safetensors" for n_shot in SHOTS] if is_table else [""]
+        for name in names:
+            ship(path / name, half)

@@ -24,6 +24,7 @@ from metalstm.errors import UserError, shown, unknown
 from metalstm.methods import Method, RunConfig
 from metalstm.settings import Amount, Count, Finite, NotNegative, Positive, Ways
 
+LARGE = 2**14  # numbers of a tensor that `halved` rounds
 MOST_ABSENT = 2**28  # bytes of tensors that a method has and a file may lack
 
 
@@ -63,7 +64,7 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save` wrote.
+    """Read what `save` wrote; bfloat16 is read as float32.
 
     Raises:
         UserError: The file is missing, damaged, not a checkpoint of metalstm, or has a number that is not finite.
@@ -81,7 +82,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if not isinstance(meta, dict):
                 raise ValueError("its metadata are no object")
             json.dumps(meta, allow_nan=False)  # the reader takes NaN and 1e999
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: _widened(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
         check_finite(tensors)
         return tensors, meta
     except Exception as error:
@@ -89,6 +90,14 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(
             f"{path} is damaged or not a checkpoint of metalstm ({reason}): get or train it anew"
         ) from error
+
+
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, of which the large ones in float32 are rounded to bfloat16: about half of the bytes."""
+    return {
+        name: tensor.bfloat16() if tensor.dtype == torch.float32 and tensor.numel() >= LARGE else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -273,6 +282,10 @@ def _check_same_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Ten
         there, here = (f"{each[name].dtype} {tuple(each[name].shape)}" for each in (tensors, expected))
         if there != here:
             raise ValueError(f"{name} is {there}, and {here} here".replace("torch.", ""))
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _reason(error: Exception) -> str:

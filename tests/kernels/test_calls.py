@@ -14,6 +14,7 @@ from metalstm.optimizers import meta_lstm
 
 from .comparing import block_inputs, cell_inputs, close, gradients
 from .test_blocks import check_features
+from .test_residual import check_network
 
 KERNELS = [
     "cell_forward",
@@ -25,6 +26,8 @@ KERNELS = [
     "first_backward",
     "convolve",
     "convolve_weight",
+    "sum_forward",
+    "sum_backward",
 ]
 
 
@@ -41,6 +44,10 @@ def check_blocks() -> None:
     check_features(shape, block_inputs(shape, 3, 10, 13))
 
 
+def check_residual() -> None:
+    check_network(1, 17, 18, second=False)
+
+
 @contextmanager
 def changed(name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[None]:
     """Let calls of a kernel pass changed arguments. Outputs hold NaN beforehand, so that none is right by chance."""
@@ -49,10 +56,14 @@ def changed(name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> It
     def changed_call(self: calls.Kernel, **arguments: Any) -> None:
         if self.name == name:
             read = set(self.inputs)
-            if name.endswith("forward") and arguments.get("given"):
+            if name in ("block_forward", "first_forward") and arguments["given"]:
                 read |= {"mean", "var"}
             if name in ("block_backward", "first_backward") and not arguments["given"]:
                 read |= {"d_mean", "d_var"}
+            if name == "sum_backward" or (name == "sum_forward" and arguments["given"]):
+                read |= {"moments"}
+            if name == "sum_backward" and not arguments["given"]:
+                read |= {"d_moments"}
             for output in set(self.shapes) - read:  # through NumPy, which autograd does not see
                 array = arguments[output].detach().numpy()
                 array[...] = 3 if array.dtype == "uint8" else float("nan")
@@ -67,7 +78,7 @@ def changed(name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> It
 @pytest.mark.parametrize("name", KERNELS)
 def test_a_swap_of_two_arguments_is_seen(compiled_kernels: None, name: str):
     """For every pair: the call refuses arrays of other shapes; the comparison with PyTorch fails for the same shape."""
-    check = check_cell if name.startswith("cell") else check_blocks
+    check = {"cell": check_cell, "sum": check_residual}.get(name.split("_")[0], check_blocks)
     with changed(name, lambda arguments: arguments):
         check()
     kernel, unseen, compared = calls.kernel(name), [], 0
@@ -86,7 +97,7 @@ def test_a_swap_of_two_arguments_is_seen(compiled_kernels: None, name: str):
             else:
                 unseen.append((one, other))
     assert not unseen
-    assert compared > 10 or name.startswith("convolve")  # whose arrays all differ in shape
+    assert compared > 10 or name.startswith(("convolve", "sum"))  # whose arrays nearly all differ in shape
 
 
 def arguments() -> dict[str, Any]:

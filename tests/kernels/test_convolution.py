@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from metalstm.kernels.blocks import _convolve, _convolve_backward
+from metalstm.kernels.convolution import convolution, convolution_backward
 
 from .comparing import torch_threads
 
@@ -27,8 +27,8 @@ def ours(x: Tensor, weight: Tensor, bias: Tensor, d_z: Tensor, dtype: torch.dtyp
     numbers = torch.promote_types(dtype, torch.float32)
     weight, bias = weight.to(numbers), bias.to(numbers)
     d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
-    d_x = _convolve_backward(d_z, x, weight, True, d_weight, d_bias)
-    return [_convolve(x, weight, bias), d_weight, d_bias, d_x]
+    d_x = convolution_backward(d_z, x, weight, True, d_weight, d_bias)
+    return [convolution(x, weight, bias), d_weight, d_bias, d_x]
 
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor, d_z: Tensor) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from metalstm.kernels.calls import LANES
-from metalstm.kernels.convolution import can_convolve, convolve, convolve_weight
+from metalstm.kernels.convolution import convolution, convolution_backward
 from metalstm.kernels.norm_pool import (
     Block,
     block_backward,
@@ -153,7 +153,7 @@ def _forward(
         if _is_fused(shape, k):
             y, block = first_forward(x, weight, bias, gamma, beta, pairs[k], shape.eps, given)
         else:
-            z = _convolve(x, weight, bias)
+            z = convolution(x, weight, bias)
             y, block = block_forward(z, gamma, beta, pairs[k], shape.eps, given, shape.pool(k))
         saved += [x, block.z, block.mean, block.rstd, block.pooled, block.chosen]
         x = y
@@ -182,7 +182,7 @@ def _backward(
         else:
             d_z = block_backward(block, d_y, d_gamma, d_beta, pairs[k], given)
             gradients = [d_y, d_z, *gradients]
-            d_y = _convolve_backward(d_z, x, weight, k > 0, d_weight, d_bias)  # (46) to (48)
+            d_y = convolution_backward(d_z, x, weight, k > 0, d_weight, d_bias)  # (46) to (48)
     return d_theta, gradients
 
 
@@ -206,16 +206,16 @@ def _double_backward(
     each = [_block(shape, parts, saved, k) for k in range(n)]
     if _is_fused(shape, 0):
         x, block = each[0]
-        each[0] = x, block._replace(z=_convolve(x, *parts[0][:2]))
+        each[0] = x, block._replace(z=convolution(x, *parts[0][:2]))
     v_xs: list[Tensor | None] = []
     g_zs = []
     v_x = None  # images have no gradient
     for k in range(n):
         (x, block), weight, d_y = each[k], parts[k][0], gradients[2 * k]
         v_weight, v_bias, v_gamma, v_beta = v_parts[k]
-        v_z = _convolve(x, v_weight, v_bias)  # (50)
+        v_z = convolution(x, v_weight, v_bias)  # (50)
         if v_x is not None:
-            v_z += _convolve(v_x, weight, None)
+            v_z += convolution(v_x, weight, None)
         v_xs.append(v_x)
         v_y, g_z, v_pairs[k] = block_double_backward(block, d_y, d_pairs[k], v_z, v_gamma, v_beta, g_parts[k][2], given)
         g_zs.append(g_z)
@@ -232,13 +232,13 @@ def _double_backward(
             more_gamma = torch.empty_like(g_gamma)
             g_z += block_backward(block, g_y, more_gamma, g_beta, zeros, given)
             g_gamma += more_gamma
-        g_y = _convolve_backward(g_z, x, weight, k > 0, g_weight, g_bias)  # (54)
+        g_y = convolution_backward(g_z, x, weight, k > 0, g_weight, g_bias)  # (54)
         v_x_here = v_xs[k]
         if v_x_here is not None:
             more_weight = torch.empty_like(g_weight)
-            _convolve_backward(d_z, v_x_here, weight, False, more_weight, None)  # (51)
+            convolution_backward(d_z, v_x_here, weight, False, more_weight, None)  # (51)
             g_weight += more_weight
-            g_y += _convolve_backward(d_z, x, v_parts[k][0], True, None, None)  # (52)
+            g_y += convolution_backward(d_z, x, v_parts[k][0], True, None, None)  # (52)
     return v_x, v_moments, g_theta
 
 
@@ -253,39 +253,3 @@ def _is_fused(shape: Shape, k: int) -> bool:
 def _block(shape: Shape, parts: list[Any], saved: list[Any], k: int) -> tuple[Tensor, Block]:
     x, z, mean, rstd, pooled, chosen = saved[_SAVED * k : _SAVED * (k + 1)]
     return x, Block(z, parts[k][2], mean, rstd, pooled, chosen, shape.pool(k))
-
-
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(45)."""
-    if can_convolve(x, weight):
-        return convolve(x, weight.permute(1, 2, 3, 0), bias)
-    z = torch.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), padding=1)
-    return z.contiguous(memory_format=torch.channels_last)
-
-
-def _convolve_backward(
-    d_z: Tensor, x: Tensor, weight: Tensor, need_x: bool, d_weight: Tensor | None, d_bias: Tensor | None
-) -> Any:
-    """d_x, or None if it is not needed; writes d_weight and d_bias unless they are None: (46) to (48)."""
-    if d_bias is not None:
-        torch.sum(d_z, (0, 2, 3), dtype=d_bias.dtype, out=d_bias)
-    if can_convolve(x, weight):
-        if d_weight is not None:
-            d_weight.copy_(convolve_weight(x, d_z).permute(3, 0, 1, 2))
-        return convolve(d_z, weight.flip(2, 3).permute(0, 2, 3, 1), None) if need_x else None
-    d_x, new_weight, _ = torch.ops.aten.convolution_backward(
-        d_z,
-        x,
-        weight.to(x.dtype),
-        None,
-        [1, 1],
-        [1, 1],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [need_x, d_weight is not None, False],
-    )
-    if d_weight is not None:
-        d_weight.copy_(new_weight)
-    return d_x.contiguous(memory_format=torch.channels_last) if need_x else None

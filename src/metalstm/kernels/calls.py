@@ -113,7 +113,8 @@ def kernel(name: str) -> Kernel:
 def load(library: ctypes.CDLL) -> dict[str, Kernel]:
     """All kernels of a library."""
     lines = []
-    for list_arguments in (library.metalstm_cell_arguments, library.metalstm_blocks_arguments):
+    for file in ("cell", "blocks", "residual"):
+        list_arguments = getattr(library, f"metalstm_{file}_arguments")
         list_arguments.restype = ctypes.c_char_p
         lines += list_arguments().decode().splitlines()
     fields: dict[str, list[tuple[str, str, str]]] = {}

@@ -29,8 +29,8 @@ _FLAGS = (
     "-fPIC",
     "-shared",
 )
-_SOURCES = [Path(__file__).with_name(name) for name in ("cell.cpp", "blocks.cpp")]
-_FILES = [*_SOURCES, Path(__file__).with_name("vectors.h")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("cell.cpp", "blocks.cpp", "residual.cpp")]
+_FILES = [*_SOURCES, *(Path(__file__).with_name(name) for name in ("vectors.h", "images.h"))]
 _log = logging.getLogger(__name__)
 _switched_off = False
 

@@ -4,7 +4,7 @@
 // C, the vectors are extensions of the compiler, and the threads are OpenMP's. Training uses float. The tests compare in
 // double. bfloat16 is a format in which images are stored.
 //
-// cell.cpp and blocks.cpp are compiled apart: GCC inlines less in a large file, which made the cell 1.2 times as slow.
+// The .cpp files are compiled apart: GCC inlines less in a large file, which made the cell 1.2 times as slow.
 
 #pragma once
 
@@ -107,7 +107,7 @@ template <class Int> inline Int padded(Int rows) { return (rows + TILE - 1) / TI
 #define DESCRIBE(type, name, shape) #type ";" #name ";" shape "\n"
 #define COUNT(type, name, shape) +1
 
-// What calls.py calls: metalstm_cell_arguments and metalstm_blocks_arguments for the lists; then a kernel, with `bytes`
+// What calls.py calls: metalstm_cell_arguments, and so for each file, for the lists; then a kernel, with `bytes`
 // per number (of T or S) and the struct of its arguments.
 
 template <class Arguments> Arguments copy_of(const void* fields) {
