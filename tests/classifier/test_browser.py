@@ -14,8 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from browser import check_looks, watched
-from metalstm.classifier import Classifier, browser
-from metalstm.classifier.browser import runtime
+from metalstm.classifier import Classifier, browser, runtime
 from metalstm.errors import UserError
 from metalstm.images import Preprocessing
 
@@ -164,7 +163,7 @@ def test_answers_are_those_of_python(browser, export, kind, width, scheme):
         assert page.title() == path.stem, "the class name was run"
         assert page.locator("h1").inner_text() == path.stem
         assert page.locator("#answers img").count() == 0
-        known = classifier.are_known(wanted)
+        known = classifier.known(images)
         labels = [label if k else "none of these" for label, k in zip(classifier.predict(images), known, strict=True)]
         assert page.locator("#answers h2").all_inner_texts() == labels
         page.locator("#reject input").uncheck()

@@ -25,8 +25,8 @@ async function start() {
   const session = await InferenceSession.create(await unpack("model"));
   const { image_size: size, channels } = about;
   return async (pixels) => {
-    const { probabilities } = await session.run({ images: new Tensor("uint8", pixels, [1, size, size, channels]) });
-    return [...probabilities.data];
+    const { probabilities, score } = await session.run({ images: new Tensor("uint8", pixels, [1, size, size, channels]) });
+    return { probabilities: [...probabilities.data], score: score ? score.data[0] : Math.max(...probabilities.data) };
   };
 }
 
@@ -41,7 +41,7 @@ function canvasOf(source, width, height) {
   return canvas;
 }
 
-// The probabilities of an image, one after another: the network takes one at a time.
+// The answer for an image, one after another: the network takes one at a time.
 let last = Promise.resolve();
 function classify(image) {
   const next = last.then(async () => (await run)(prepare(image, about)));
@@ -66,7 +66,7 @@ function makeCard(name) {
     const scale = SIDE / Math.max(canvas.width, canvas.height);
     const [width, height] = [canvas.width, canvas.height].map((side) => Math.max(1, Math.round(side * scale)));
     const image = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-    card.probabilities = await classify(image);
+    Object.assign(card, await classify(image));
     card.firstChild.replaceChildren(canvasOf(canvas, width, height));
     card.name = name;
     show(card);
@@ -77,8 +77,8 @@ function makeCard(name) {
 
 function show(card) {
   const order = card.probabilities.map((_, k) => k).sort((a, b) => card.probabilities[b] - card.probabilities[a]);
-  const best = card.probabilities[order[0]];
-  const isKnown = !find("reject").querySelector("input").checked || about.threshold === null || best >= about.threshold;
+  const rejects = about.threshold !== null && find("reject").querySelector("input").checked;
+  const isKnown = !rejects || card.score >= about.threshold;
   const bars = order.slice(0, SHOWN).map((k) => {
     const bar = node("p", "bar", node("span", "", about.classes[k]), node("b", "", percent(card.probabilities[k])));
     bar.style.setProperty("--share", `${100 * card.probabilities[k]}%`);
@@ -167,8 +167,6 @@ const hidden = about.classes.length - NAMED > 0 ? ", …" : "";
 find("classes").textContent = `Knows ${about.classes.length} classes: ${about.classes.slice(0, NAMED).join(", ")}${hidden}`;
 if (about.threshold !== null) {
   find("reject").hidden = false;
-  find("reject").querySelector("span").textContent =
-    `say “none of these” if no class has ${percent(about.threshold)} or more`;
   find("reject").addEventListener("change", () => find("answers").querySelectorAll(".card").forEach((card) => card.name && show(card)));
 }
 find("files").addEventListener("change", async (event) => {

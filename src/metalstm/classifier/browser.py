@@ -6,12 +6,11 @@ import hashlib
 from pathlib import Path
 
 from metalstm import files
-from metalstm.classifier import export
-from metalstm.classifier.browser import runtime
+from metalstm.classifier import export, runtime
 from metalstm.classifier.classifier import Classifier
 from metalstm.templates import environment
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_name("page")
 
 
 def to_html(classifier: Classifier, path: Path, archive: Path | None = None) -> None:
