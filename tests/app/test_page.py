@@ -108,6 +108,7 @@ def test_example(browser, url, scheme, width):
         check_looks(page)
         draw(page, page.locator("#query canvas"), *cross())
         answers.nth(5).wait_for()
+        expect(page.locator(".accuracy")).to_contain_text("3-fold cross-validation on 15 images")
         if folder := os.environ.get("METALSTM_SCREENSHOTS"):
             page.mouse.move(0, 0)
             name = "app.png" if (scheme, width) == ("light", 1280) else f"app-{scheme}-{width}.png"

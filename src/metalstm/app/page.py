@@ -63,10 +63,10 @@ def page(learner: Classifier) -> gr.Blocks:
             lambda cards: gr.Button(interactive=len(_named(cards)) > 1), support, learn, show_progress="hidden"
         )
         example.click(example_cards, None, [support, query], show_progress="minimal")
-        learn.click(lambda: "", None, accuracy, show_progress="hidden")
+        learn.click(lambda: render("accuracy.html", estimate=None, few=False), None, accuracy, show_progress="hidden")
         learn.click(partial(train, learner), support, [classifier, progress, download], show_progress="hidden").success(
             classify, [classifier, query], answer, show_progress="hidden"
-        ).success(estimate, classifier, accuracy, show_progress="minimal")
+        ).success(estimate, classifier, accuracy, show_progress="hidden")
         query.change(classify, [classifier, query], answer, show_progress="hidden", trigger_mode="always_last")
     return blocks
 
@@ -114,7 +114,7 @@ def estimate(classifier: Classifier) -> str:
         gr.Error: There are not enough images. The page shows the message.
     """
     if max(classifier.meta["images"]) < 2:
-        return '<p class="note">With two images of a class, it can estimate its accuracy on new ones.</p>'
+        return render("accuracy.html", estimate=None, few=True)
     try:
         result = classifier.cross_validate()
     except UserError as error:
