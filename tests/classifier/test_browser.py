@@ -1,9 +1,13 @@
 """The page of a classifier in a real browser, from a file and without a network."""
 
 import base64
+import functools
+import hashlib
+import http.server
 import io
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -252,3 +256,23 @@ def test_the_runtime_must_be_as_released(tmp_path):
     with pytest.raises(UserError) as error:
         runtime.load(tmp_path / "y.tgz")
     assert str(error.value) == f"cannot read {tmp_path / 'y.tgz'} (No such file or directory): {remedy}"
+
+
+def test_the_download_is_kept_only_if_it_is_right(tmp_path, monkeypatch):
+    (tmp_path / "served").mkdir()
+    (tmp_path / "served" / runtime.NAME).write_bytes(b"abc")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *words: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        url, kept = f"http://127.0.0.1:{web.server_port}/{runtime.NAME}", tmp_path / "cache" / runtime.NAME
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setattr(runtime, "URL", url)
+        with pytest.raises(UserError) as error:
+            runtime.download(kept)
+        assert str(error.value).startswith(f"cannot download {url} (its sha256 is ba7816bf8f01cfea414140de5dae2223b003")
+        assert not kept.exists()
+        monkeypatch.setattr(runtime, "SHA256", hashlib.sha256(b"abc").hexdigest())
+        runtime.download(kept)
+        assert kept.read_bytes() == b"abc"
+        web.shutdown()
