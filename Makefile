@@ -48,6 +48,8 @@ licenses: .venv/dev
 .venv/dev: .venv/core locked/extras.txt
 	$(PIP_LOCKED) locked/extras.txt
 	$(PIP_REST) --editable '.[dev]'
+	-.venv/bin/python -c "import sys; from pathlib import Path; from metalstm.classifier import runtime; \
+		runtime.download(Path(sys.prefix) / runtime.NAME)"  # which the page of an exported classifier contains
 	@touch $@
 
 # Write the newest versions that go together, of all extras, and their hashes.

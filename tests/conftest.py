@@ -55,6 +55,7 @@ def browser() -> Iterator[Any]:
         pytest.skip("needs Chromium: apt-get install chromium")
     flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     flags += " --disable-component-update --disable-sync"
+    flags += " --use-fake-device-for-media-stream --use-fake-ui-for-media-stream"  # a camera with a test picture
     with api.sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, args=flags.split())
         yield chromium

@@ -26,12 +26,12 @@ def test_one_image_gets_ten_classes_the_most_probable_first():
     assert '<span class="drawing"><img alt="" src="data:image/png;base64,A"></span>' in html
 
 
-def test_of_several_images_the_newest_comes_first_with_three_classes():
+def test_several_images_have_three_classes_in_the_order_of_the_images():
     probabilities = np.eye(12)[[4, 7]]
     html = answers([DRAWING, PHOTO], CLASSES, probabilities, np.array([False, True]))
-    assert [row[0] for row in rows(html)] == [("100.0", "&lt;7&gt;", "100 %"), ("100.0", "&lt;4&gt;", "100 %")]
+    assert [row[0] for row in rows(html)] == [("100.0", "&lt;4&gt;", "100 %"), ("100.0", "&lt;7&gt;", "100 %")]
     assert [len(row) for row in rows(html)] == [3, 3]
-    newest, oldest = html.split('<div class="answer">')[1:]
-    assert "perhaps none of these" in oldest
-    assert "none of these" not in newest
-    assert '<span class="photo"><img alt="" src="/file?a&amp;b"></span>' in newest
+    first, second = html.split('<div class="answer">')[1:]
+    assert "perhaps none of these" in first
+    assert "none of these" not in second
+    assert '<span class="photo"><img alt="" src="/file?a&amp;b"></span>' in second

@@ -6,6 +6,7 @@ METALSTM_SCREENSHOTS=docs pytest tests/app/test_page.py -k example    makes docs
 import base64
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,10 @@ def test_draw_learn_try_download(browser, url, tmp_path):
             draw(page, pads.nth(card), *shape(0.06))  # which counts too, kept or not
         learn(page)
         assert page.get_by_text("Learned from 4 images").is_visible()
+        expect(page.locator(".accuracy p").first).to_have_text(
+            re.compile(r"\d+ % right of images that it had not seen")
+        )
+        assert page.get_by_text("2-fold cross-validation on 4 images.").is_visible()
         assert page.locator(".chart").count() == 4
         lines = [line.get_attribute("points").split() for line in page.locator("polyline").all()]
         assert len(lines) == 2 + 2 * 5  # loss, accuracy; both gates of each layer
@@ -98,11 +103,12 @@ def test_example(browser, url, scheme, width):
         answers = page.locator(".answer")
         answers.first.wait_for()
         guesses = [answer.locator("p").first.inner_text().split("\n")[0] for answer in answers.all()]
-        right = sum(guess == name for guess, name in zip(reversed(guesses), names, strict=True))
+        right = sum(guess == name for guess, name in zip(guesses, names, strict=True))
         assert right >= 4
         check_looks(page)
         draw(page, page.locator("#query canvas"), *cross())
         answers.nth(5).wait_for()
+        expect(page.locator(".accuracy")).to_contain_text("3-fold cross-validation on 15 images")
         if folder := os.environ.get("METALSTM_SCREENSHOTS"):
             page.mouse.move(0, 0)
             name = "app.png" if (scheme, width) == ("light", 1280) else f"app-{scheme}-{width}.png"
@@ -125,7 +131,59 @@ def test_files_and_folders(browser, url, tmp_path):
         page.locator("#query input[type=file]").set_input_files([folder / name / "7.png" for name in classes])
         page.locator(".answer").nth(2).wait_for()
         guesses = [answer.locator("p").first.inner_text() for answer in page.locator(".answer").all()]
-        assert [guess.split("\n")[0] for guess in reversed(guesses)] == list(classes)
+        assert [guess.split("\n")[0] for guess in guesses] == list(classes)
+
+
+def test_an_image_is_cropped_moved_and_removed(browser, url, tmp_path):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, 30:] = 200, 0, 0
+    Image.fromarray(pixels).save(tmp_path / "two.png")
+    with watched(browser) as page:
+        page.goto(url)
+        cards, dialog = page.locator("#support .card"), page.locator("dialog")
+        cards.first.locator("input[type=file]").set_input_files(tmp_path / "two.png")
+        cards.first.get_by_alt_text("two.png").click()
+        box = dialog.locator("canvas").bounding_box()
+        assert dialog.get_by_role("button", name="Crop").is_disabled()
+        page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 0.1 * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.3 * box["height"], steps=4)
+        page.mouse.up()
+        dialog.get_by_role("button", name="Crop").click()
+        part = cards.first.get_by_alt_text("part of two.png")
+        part.wait_for()
+        content = page.request.get(part.get_attribute("src")).body()
+        with Image.open(io.BytesIO(content)) as image:
+            assert image.convert("RGB").getcolors() == [(image.width**2, (200, 0, 0))]
+            assert image.width == pytest.approx(18, abs=1)  # 0.3 of 60
+        assert cards.first.locator(".images img").count() == 1
+
+        part.click()
+        dialog.get_by_label("Class").select_option("B")
+        cards.nth(1).get_by_alt_text("part of two.png").click()
+        assert cards.first.locator(".images img").count() == 0
+        dialog.get_by_role("button", name="Remove").click()
+        expect(page.locator("#support .images img")).to_have_count(0)
+        assert not dialog.is_visible()
+
+
+def test_camera(browser, url):
+    """The flags of the browser give it one that shows a test picture."""
+    with watched(browser) as page:
+        page.goto(url)
+        card = page.locator("#support .card").first
+        card.get_by_role("button", name="Camera").click()
+        card.get_by_role("button", name="Take it").click()
+        card.locator(".images img").wait_for()
+        card.get_by_role("button", name="Clear").click()
+        assert not card.locator("video").is_visible()
+        assert card.locator(".images img").count() == 1
+        page.add_init_script("navigator.mediaDevices.getUserMedia = async () => { throw new Error('none here') }")
+        page.reload()
+        card.get_by_role("button", name="Camera").click()
+        expect(card.locator(".refused")).to_have_text(
+            "The browser gives no camera (none here): allow it for this page, or use Files"
+        )
 
 
 def test_mistakes_are_reported(browser, url, tmp_path):
@@ -133,9 +191,9 @@ def test_mistakes_are_reported(browser, url, tmp_path):
     with watched(browser) as page:
         page.goto(url)
         button = page.get_by_role("button", name="Learn", exact=True)
-        button.click()
-        page.get_by_text("Draw or drop at least one image for each of two classes.").wait_for()
+        expect(button).to_be_disabled()
         draw(page, page.locator("#support canvas").first, *ring())
+        expect(button).to_be_disabled()
         page.locator("#support .card").nth(1).locator("input[type=file]").set_input_files(tmp_path / "no image.png")
         page.get_by_alt_text("no image.png").wait_for()
         page.locator("#support .name").nth(1).fill("A")

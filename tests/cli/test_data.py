@@ -1,5 +1,8 @@
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 from PIL import Image
 
@@ -10,6 +13,22 @@ def test_data_lists_what_there_is(commands, tmp_path):
     for name in ("glyphs", "omniglot", "cifar-fs", "fc100", "mini-imagenet", "folder:DIR"):
         assert re.search(rf"\b{name}\b", out), name
     assert "alphabets" in out
+
+
+def test_the_list_fits_into_80_columns(tmp_path):
+    environment = os.environ | {"COLUMNS": "80"}
+    command = [sys.executable, "-m", "metalstm", "data", "list", "--data-root", tmp_path]
+    out = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    for word in (
+        "mini-imagenet",
+        "superclasses",
+        "meta-train",
+        "3x84x84",
+        "License of omniglot: MIT, Copyright (c) 2015",
+    ):
+        assert word in out
 
 
 def test_data_check_reports_the_state_of_every_file(commands, tmp_path):

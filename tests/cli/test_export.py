@@ -1,3 +1,9 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+
 def test_export_writes_beside_the_classifier(made, commands):
     for form, suffix in (("onnx", ".onnx"), ("torch", ".pt2")):
         status, out, err = commands("export", made, "--format", form)
@@ -6,5 +12,28 @@ def test_export_writes_beside_the_classifier(made, commands):
         assert err == f"{path}: takes uint8 (n, 32, 32, 3)\n"
         assert path.stat().st_size > 100_000
     assert commands.refusal("export", made, "--format", "onx") == (
-        "unknown format 'onx', did you mean 'onnx'? allowed: onnx, torch"
+        "unknown format 'onx', did you mean 'onnx'? allowed: html, onnx, torch"
     )
+
+
+def test_the_page_needs_its_runtime(made, commands, tmp_path):
+    remedy = (
+        "run npm pack onnxruntime-web@1.30.0 where there is a network, and pass --runtime onnxruntime-web-1.30.0.tgz"
+    )
+    missing = tmp_path / "x.tgz"
+    assert commands.refusal("export", made, "--format", "html", "--runtime", missing) == (
+        f"cannot read {missing} (No such file or directory): {remedy}"
+    )
+    assert not made.with_suffix(".html").exists()
+    assert commands.refusal("export", made, "--runtime", missing) == (
+        "--runtime is for --format html only, not for onnx: leave it out"
+    )
+
+
+def test_the_page_is_one_file(made, commands):
+    archive = Path(sys.prefix) / "onnxruntime-web-1.30.0.tgz"
+    if not archive.is_file():
+        pytest.skip(f"needs {archive}: make .venv/dev")
+    page = made.with_suffix(".html")
+    result = commands("export", made, "--format", "html", "--runtime", archive)
+    assert result == (0, "", f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser\n")

@@ -40,9 +40,10 @@ def test_predict_gives_csv_and_json(made, colors, commands):
     assert (status, err) == (0, "")
     assert json.loads((colors / "out.json").read_text()) == answers
     rows = list(csv.reader(io.StringIO(out)))
-    assert rows[0] == ["image", "class", "probability"]
+    assert rows[0] == ["image", "class", "probability", "p(blue [b])", "p(green)", "p(red)"]
     assert rows[1][:2] == ["new/red.jpg", "red"]
     assert float(rows[1][2]) == pytest.approx(answers[0]["probability"])
+    assert [float(cell) for cell in rows[1][3:]] == list(answers[0]["probabilities"].values())
 
 
 def test_predict_reports_broken_images_and_predicts_the_others(made, colors, commands, tmp_path):

@@ -96,7 +96,7 @@ class Cases:
         assert not set(said) & {"\x1b", "\x07", "\x00"}, said
         if out.exists():
             rows = list(csv.reader(io.StringIO(out.read_bytes().decode("utf-8", "surrogateescape"), newline="")))
-            assert [len(row) for row in rows] == [3] * (len(files) + 1), rows
+            assert [len(row) for row in rows] == [3 + len(names)] * (len(files) + 1), rows
             for cell in (cell for row in rows[1:] for cell in row[:2]):
                 is_number = cell.lstrip("+-").replace(".", "", 1).isdigit()
                 assert is_number or not cell.startswith(("=", "+", "-", "@", "\t", "\r")), cell

@@ -23,6 +23,7 @@ def serve(learner: Classifier, port: int | None, browser: bool) -> None:
     """
     with scratch_folder() as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)  # which gradio reads when it is imported
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "torch"))  # which torch makes when it is used
         from metalstm.app import server
 
         server.serve(learner, folder, port, browser)

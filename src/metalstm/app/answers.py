@@ -17,7 +17,7 @@ def answers(
     probabilities: Float[np.ndarray, "n_images n_classes"],
     known: Sequence[bool] | np.ndarray,
 ) -> str:
-    """The most probable classes of each image, the newest image first, as HTML.
+    """The most probable classes of each image, in the order of the images, as HTML.
 
     Args:
         images: As the cards have them.
@@ -35,4 +35,4 @@ def answers(
         }
         for image, p, is_known in zip(images, probabilities, known, strict=True)
     ]
-    return render("answers.html", answers=entries[::-1])
+    return render("answers.html", answers=entries)

@@ -6,7 +6,7 @@ from itertools import cycle
 from metalstm.app.templates import render
 from metalstm.classifier import InnerStep
 
-F_LOW = 0.99  # the chart of f reaches down to this at least, so that f = 0.999999 looks like what it is
+F_LOW = 0.9  # the chart of f reaches from 1 down to this at least, so that f = 0.99 looks like what it is
 COLORS = ("#6366f1", "#0ea5e9", "#10b981", "#f59e0b", "#ef4444", "#a855f7")
 LEFT, RIGHT, TOP, BOTTOM = 34, 234, 8, 92  # of the area of the lines, in the units of the SVG
 
@@ -24,13 +24,13 @@ def charts(steps: Sequence[InnerStep], note: str = "") -> str:
     losses, accuracies = [step.loss for step in steps], [100 * step.accuracy for step in steps]
     parts = [
         chart("Loss", f"{last.loss:.3f}", [losses], last.of, 0.0, max(losses)),
-        chart("Accuracy", f"{last.accuracy:.0%}", [accuracies], last.of, 0.0, 100.0),
+        chart("Right of these images", f"{last.accuracy:.0%}", [accuracies], last.of, 0.0, 100.0),
     ]
     if last.forget:
         forget = [[step.forget[layer] for step in steps] for layer in last.forget]
         rate = [[step.rate[layer] for step in steps] for layer in last.rate]
         parts += [
-            chart("Keeps its weights (f)", "", forget, last.of, min(F_LOW, *map(min, forget)), max(map(max, forget))),
+            chart("Keeps its weights (f)", "", forget, last.of, min(F_LOW, *map(min, forget)), 1.0),
             chart("Follows the gradient (i)", "", rate, last.of, 0.0, max(map(max, rate))),
         ]
     return render("charts.html", charts=parts, legend=list(zip(last.forget, cycle(COLORS))), note=note)

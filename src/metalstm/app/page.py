@@ -16,10 +16,12 @@ from metalstm.app.cards import Cards, example_cards, read
 from metalstm.app.charts import charts
 from metalstm.app.guard import MAX_FILE
 from metalstm.app.scratch import make_room
+from metalstm.app.templates import render
 from metalstm.classifier import Classifier
 from metalstm.errors import UserError
 from metalstm.kernels import return_memory
 
+N_CONFUSED = 5  # pairs of classes that are shown
 JS = Path(__file__).with_name("app.js")
 
 
@@ -47,8 +49,9 @@ def page(learner: Classifier) -> gr.Blocks:
                 support = _cards([{"name": name, "images": []} for name in "AB"], query=False)
             with gr.Column(scale=4, min_width=320):
                 gr.HTML("<h2>2 · Let it learn</h2>")
-                learn = gr.Button("Learn", variant="primary")
+                learn = gr.Button("Learn", variant="primary", interactive=False)
                 progress = gr.HTML()
+                accuracy = gr.HTML()
                 gr.HTML("<h2>3 · Try it on new ones</h2>")
                 with gr.Row():
                     with gr.Column(scale=2, min_width=150):
@@ -56,10 +59,14 @@ def page(learner: Classifier) -> gr.Blocks:
                     with gr.Column(scale=3, min_width=200):
                         answer = gr.HTML(NO_ANSWER)
                 download = gr.DownloadButton("Download the classifier", interactive=False)
+        support.change(
+            lambda cards: gr.Button(interactive=len(_named(cards)) > 1), support, learn, show_progress="hidden"
+        )
         example.click(example_cards, None, [support, query], show_progress="minimal")
+        learn.click(lambda: render("accuracy.html", estimate=None, few=False), None, accuracy, show_progress="hidden")
         learn.click(partial(train, learner), support, [classifier, progress, download], show_progress="hidden").success(
             classify, [classifier, query], answer, show_progress="hidden"
-        )
+        ).success(estimate, classifier, accuracy, show_progress="hidden")
         query.change(classify, [classifier, query], answer, show_progress="hidden", trigger_mode="always_last")
     return blocks
 
@@ -73,7 +80,7 @@ def train(learner: Classifier, cards: Cards) -> Iterator[tuple[Any, ...]]:
     Raises:
         gr.Error: The cards cannot be learned from. The page shows the message.
     """
-    names = [card["name"] for card in cards if card["images"]]
+    names = _named(cards)
     if len(names) < 2:
         raise _error("Draw or drop at least one image for each of two classes.")
     if "" in names or len(set(names)) < len(names):
@@ -98,6 +105,23 @@ def train(learner: Classifier, cards: Cards) -> Iterator[tuple[Any, ...]]:
     classifier.save(path)
     make_room(folder)
     yield classifier, charts(steps, note), gr.DownloadButton(value=path, interactive=True)
+
+
+def estimate(classifier: Classifier) -> str:
+    """The accuracy on images that were not learned from, and what is confused, as HTML.
+
+    Raises:
+        gr.Error: There are not enough images. The page shows the message.
+    """
+    if max(classifier.meta["images"]) < 2:
+        return render("accuracy.html", estimate=None, few=True)
+    try:
+        result = classifier.cross_validate()
+    except UserError as error:
+        raise _error(str(error)) from error
+    finally:
+        return_memory()
+    return render("accuracy.html", estimate=result.estimate, confused=result.confused()[:N_CONFUSED])
 
 
 def classify(classifier: Classifier | None, cards: Cards) -> str:
@@ -130,6 +154,11 @@ def _cards(value: Cards, query: bool) -> gr.HTML:
         query=query,
         bytes=MAX_FILE,
     )
+
+
+def _named(cards: Cards) -> list[str]:
+    """The names of the classes that have images."""
+    return [card["name"] for card in cards if card["images"]]
 
 
 def _error(message: str) -> gr.Error:

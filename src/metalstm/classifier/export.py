@@ -22,7 +22,16 @@ TOLERANCE = 1e-5  # of probabilities; a temperature below 1 magnifies rounding, 
 
 
 def to_onnx(classifier: Classifier, path: Path) -> None:
-    """Write an ONNX file, checked with onnxruntime; its `metadata_props` are those of `metadata`.
+    """Write an ONNX file.
+
+    Raises:
+        UserError: As `onnx_model`.
+    """
+    files.write(path, onnx_model(classifier))
+
+
+def onnx_model(classifier: Classifier) -> bytes:
+    """The content of an ONNX file, checked with onnxruntime; its `metadata_props` are those of `metadata`.
 
     Raises:
         UserError: The packages are not installed, ONNX lacks an operation of the method, or onnxruntime gives other
@@ -46,7 +55,7 @@ def to_onnx(classifier: Classifier, path: Path) -> None:
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     _check(classifier, lambda images: np.asarray(session.run(None, {"images": images.numpy()})[0]))
-    files.write(path, content)
+    return content
 
 
 def to_torch(classifier: Classifier, path: Path) -> None:

@@ -35,7 +35,10 @@ class Data(Command):
 
     action: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ACTION")]
     """`list`, `fetch` or `check`."""
-    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]", help=f"The data set: {DATA}")] = ""
+    name: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="[NAME]", help=f"The data set: {DATA}", help_behavior_hint="(for fetch and check)"),
+    ] = ""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
@@ -58,20 +61,16 @@ class Data(Command):
         from rich import box
         from rich.table import Column, Table
 
-        table = Table(
-            Column("name", no_wrap=True),
-            "images",
-            *data.SPLITS,
-            Column("groups", no_wrap=True),
-            "here",
-            "license",
-            box=box.SIMPLE_HEAD,
-        )
-        for each in data.describe(self.common.data_root):
+        found = list(data.describe(self.common.data_root))
+        names = ("name", "images", *data.SPLITS, "groups", "here")
+        table = Table(*(Column(name, no_wrap=True) for name in names), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for each in found:
             counts = [str(each.classes[split]) for split in data.SPLITS]
             shape = "x".join(map(str, each.image_shape))
-            table.add_row(each.name, shape, *counts, each.groups, "yes" if each.present else "no", each.licence)
+            table.add_row(each.name, shape, *counts, each.groups, "yes" if each.present else "no")
         results().print(table)
+        for each in found:
+            results().print(f"License of {each.name}: {each.licence}", highlight=False)
         results().print(f"{PREFIX}DIR  your own images as DIR/<class>/*")
 
     def _check(self) -> None:

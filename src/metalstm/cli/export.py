@@ -1,7 +1,10 @@
-"""Write a classifier as a file that runs without this package: ONNX, or a program of torch.export.
+"""Write a classifier as a file that runs without this package: ONNX, a program of torch.export, or an HTML page.
 
-The file takes uint8 images (n, height, width, channels) and gives probabilities. Its metadata hold the size of images,
-the filter to resize them with, and the class names. `examples/` in the source shows how to run it.
+ONNX and torch take uint8 images (n, height, width, channels) and give probabilities. Their metadata hold the size of
+images, the filter to resize them with, and the class names. `examples/` in the source shows how to run them.
+
+The page takes files and the camera, and runs in a browser without a network. It needs onnxruntime-web, which is
+downloaded once (33 MB).
 
 Example: metalstm export birds.safetensors --format onnx
 """
@@ -16,9 +19,9 @@ import tyro
 from metalstm.cli.common import Command, Common, Options
 from metalstm.cli.options import parse
 from metalstm.console import console
-from metalstm.errors import unknown
+from metalstm.errors import UserError, unknown
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "html": ".html"}
 
 
 @dataclass(frozen=True)
@@ -28,20 +31,28 @@ class Export(Command):
     classifier: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CLASSIFIER")]
     """The file of the classifier, made by `metalstm adapt`."""
     format: str = "onnx"
-    """`onnx`, which is checked with onnxruntime before it is kept, or `torch`."""
+    """`onnx`, which is checked with onnxruntime before it is kept, `torch`, or `html`."""
     out: Path | None = None
-    """File to write; by default, the name of the classifier with .onnx or .pt2."""
+    """File to write; by default, the name of the classifier with .onnx, .pt2 or .html."""
+    runtime: Path | None = None
+    """For html without a network: the file that `npm pack onnxruntime-web@1.30.0` writes."""
     common: Options = field(default_factory=Common)
 
     def run(self) -> None:
         """Export, check, write."""
         if self.format not in SUFFIXES:
             raise unknown("format", self.format, SUFFIXES)
+        if self.runtime and self.format != "html":
+            raise UserError(f"--runtime is for --format html only, not for {self.format}: leave it out")
         self.common.start()
-        from metalstm.classifier import Classifier, export
+        from metalstm.classifier import Classifier, browser, export
 
         out = self.out or self.classifier.with_suffix(SUFFIXES[self.format])
         classifier = Classifier.load(self.classifier)
+        if self.format == "html":
+            browser.to_html(classifier, out, self.runtime)
+            console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB; open it in a browser", soft_wrap=True)
+            return
         {"onnx": export.to_onnx, "torch": export.to_torch}[self.format](classifier, out)
         size, channels = classifier.preprocessing.image_size, classifier.preprocessing.channels
         console.print(f"{out}: takes uint8 (n, {size}, {size}, {channels})", soft_wrap=True)

@@ -35,12 +35,14 @@ class Predict(Command):
 
     classifier: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CLASSIFIER")]
     """The file of the classifier."""
-    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGES")]
+    images: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGES ...", help_behavior_hint="(one or more)")
+    ]
     """Image files; folders, for all images in them; `-` to read paths from stdin, one on each line."""
     reject: bool = False
     """Answer "none of these" where no class is probable. Of images of the classes, nine in ten should pass."""
     csv: str | None = None
-    """File to write the answers to as a table, `-` for stdout."""
+    """File to write the answers to as a table, with a column p(CLASS) for each class; `-` for stdout."""
     json: str | None = None
     """File to write the answers to as JSON, `-` for stdout."""
     skip_bad: bool = False
@@ -73,7 +75,7 @@ class Predict(Command):
             }
             for path, label, is_known, row in zip(good, best, known, probabilities.tolist(), strict=True)
         ]
-        self._write(answers)
+        self._write(answers, [str(name) for name in classifier.classes_])
         for fault in faults:
             console.print(fault, soft_wrap=True)
         if faults:
@@ -82,11 +84,14 @@ class Predict(Command):
                 raise UserError(said)
             console.print(said, soft_wrap=True)
 
-    def _write(self, answers: list[dict[str, Any]]) -> None:
+    def _write(self, answers: list[dict[str, Any]], classes: Sequence[str]) -> None:
         """To files or stdout."""
         rows = [(a["image"], NONE if a["class"] is None else str(a["class"]), a["probability"]) for a in answers]
-        cells = [(_no_formula(image), _no_formula(label), probability) for image, label, probability in rows]
-        text = "".join(map(_row, [("image", "class", "probability"), *cells]))
+        cells = [
+            (_no_formula(image), _no_formula(label), probability, *answer["probabilities"].values())
+            for (image, label, probability), answer in zip(rows, answers, strict=True)
+        ]
+        text = "".join(map(_row, [("image", "class", "probability", *(f"p({name})" for name in classes)), *cells]))
         for place, content in ((self.csv, text), (self.json, json.dumps(answers) + "\n")):
             if place == "-":
                 if isinstance(sys.stdout, io.TextIOWrapper):
