@@ -51,7 +51,7 @@ class Predictions(NamedTuple):
 
     files: list[Path]  # those that could be read
     probabilities: Float[np.ndarray, "n n_classes"]
-    scores: Float[np.ndarray, " n"] | None  # of "none of these"; None without calibration
+    scores: Float[np.ndarray, " n"] | None  # as `known_scores`; None without a calibration
     faults: list[str]  # what is wrong with each of the other files
 
 
@@ -186,8 +186,17 @@ class Classifier:
         probabilities, *scores = self._answers(self._pixels(images))
         return probabilities, scores[0] if scores else None
 
-    def predict_files(self, paths: Sequence[Path]) -> Predictions:
-        """`predict_proba` and `known_scores` of many files, some of which may be broken."""
+    def predict_files(self, paths: Sequence[Path]) -> tuple[list[Path], Float[np.ndarray, "n n_classes"], list[str]]:
+        """`predict_proba` of many files, some of which may be broken.
+
+        Returns:
+            The files that could be read, their probabilities, and what is wrong with each of the others.
+        """
+        files, probabilities, _, faults = self.predict_files_with_scores(paths)
+        return files, probabilities, faults
+
+    def predict_files_with_scores(self, paths: Sequence[Path]) -> Predictions:
+        """`predict_with_scores` of many files, some of which may be broken."""
         good, faults, parts = [], [], [self._no_answers()]
         for batch in read_batches(paths, self.preprocessing, "predicting"):
             good += [paths[number] for number in batch.good]

@@ -114,7 +114,9 @@ def _references(tensors: dict[str, Tensor], values: ClassifierFile) -> Reference
     if "threshold" not in (values.calibration or {}):
         raise KeyError("threshold")
     references = References(tensors["means"], tensors["background"])
-    if len(references.means) != len(values.classes) or any(each.ndim != 2 or each.dtype != torch.float32 for each in references):
+    if len(references.means) != len(values.classes) or any(
+        each.ndim != 2 or each.dtype != torch.float32 for each in references
+    ):
         raise ValueError("what 'none of these' needs is of other classes")
     return references
 

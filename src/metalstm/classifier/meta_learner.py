@@ -96,7 +96,7 @@ class MetaLearner:
             UserError: The background is not one of the method's features.
         """
         calibration = self.calibration(task) or {}
-        if "least" not in calibration:
+        if calibration.get("least") is None:
             return None
         _, first = np.unique(task.rows, return_index=True)
         support = task.support

@@ -60,7 +60,7 @@ class Predict(Command):
         classifier = Classifier.load(self.classifier, device)
         least = classifier.threshold() if self.reject else None  # raises if it has none
         paths = images.find(self.images, lines(sys.stdin))
-        good, probabilities, scores, faults = classifier.predict_files(paths)
+        good, probabilities, scores, faults = classifier.predict_files_with_scores(paths)
         known = [True] * len(good) if least is None or scores is None else scores >= least
         best = classifier.classes_[probabilities.argmax(1)].tolist()
         answers = [
