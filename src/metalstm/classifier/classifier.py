@@ -233,7 +233,7 @@ class Classifier:
             UserError: The meta-learner has no calibration.
         """
         if self.network.references:
-            return self.meta["calibration"]["threshold"]
+            return float(self.meta["calibration"]["threshold"])
         if self.meta["calibration"]:
             raise UserError(
                 "this classifier, or its meta-learner, was made by an older version, whose calibration is no longer "
