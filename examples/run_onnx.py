@@ -48,6 +48,8 @@ session = onnxruntime.InferenceSession(model)
 metadata = session.get_modelmeta().custom_metadata_map
 classes, size, channels = (json.loads(metadata[name]) for name in ("classes", "image_size", "channels"))
 images = np.stack([read(path, size, channels, metadata["fit"]) for path in paths])
-probabilities = np.asarray(session.run(["probabilities"], {"images": images})[0])
-for path, row in zip(paths, probabilities, strict=True):
-    print(f"{path}\t{classes[row.argmax()]}\t{row.max():.3f}")
+probabilities, *scores = session.run(None, {"images": images})
+threshold = json.loads(metadata["threshold"])
+doubts = scores[0] < threshold if scores else [False] * len(paths)
+for path, row, doubt in zip(paths, probabilities, doubts, strict=True):
+    print(f"{path}\t{classes[row.argmax()]}\t{row.max():.3f}" + "\tperhaps none of these" * bool(doubt))

@@ -50,6 +50,7 @@ metadata = json.loads(extra["metadata.json"])
 classes, size, channels = (metadata[name] for name in ("classes", "image_size", "channels"))
 images = np.stack([read(path, size, channels, metadata["fit"]) for path in paths])
 with torch.no_grad():
-    probabilities = network(torch.from_numpy(images)).numpy()
-for path, row in zip(paths, probabilities, strict=True):
-    print(f"{path}\t{classes[row.argmax()]}\t{row.max():.3f}")
+    probabilities, *scores = network(torch.from_numpy(images))
+doubts = scores[0] < metadata["threshold"] if scores else [False] * len(paths)
+for path, row, doubt in zip(paths, probabilities, doubts, strict=True):
+    print(f"{path}\t{classes[row.argmax()]}\t{row.max():.3f}" + "\tperhaps none of these" * bool(doubt))

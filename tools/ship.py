@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from metalstm import checkpoint, data, kernels
-from metalstm.classifier.calibration import calibrate
-from metalstm.classifier.meta_learner import PRECISION
+from metalstm.classifier.calibration import background, calibrate
+from metalstm.classifier.meta_learner import BACKGROUND, PRECISION
 from metalstm.console import console
 
 SHOTS = (1, 5)
@@ -24,13 +24,17 @@ def ship(source: Path, half: bool) -> None:
     if half:
         tensors = checkpoint.halved(tensors)
         method.load_state_dict(checkpoint.method_state(tensors))  # what is calibrated is what is shipped
-    images = data.load(config.data, traits=config.traits).splits["meta-val"]
+    splits = data.load(config.data, traits=config.traits).splits
     name = f"{config.method}-{config.data}-{config.n_way}w{config.n_shot}s"
     console.print(name)
-    calibration = calibrate(method, images, episodes=EPISODES)
+    others = background(method, splits["meta-train"], config.n_way, config.n_shot)
+    calibration, taken = calibrate(method, splits["meta-val"], episodes=EPISODES, backgrounds=(None, others))
+    console.print("scores are less those of meta-train classes" if taken is not None else "scores are plain")
     for entry in calibration:
         console.print({key: value if isinstance(value, int) else round(value, 3) for key, value in entry.items()})
     folder = Path(checkpoint.__file__).parent / "checkpoints"
+    if taken is not None:
+        tensors[BACKGROUND] = taken
     checkpoint.save(folder / f"{name}.safetensors", tensors, meta | {"calibration": calibration})
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from metalstm import files, recipes
 from metalstm.errors import UserError, shown, unknown
 from metalstm.methods import Method, RunConfig
-from metalstm.settings import Amount, Count, Finite, NotNegative, Positive, Ways
+from metalstm.settings import Amount, Count, Finite, Positive, Ways
 
 LARGE = 2**14  # numbers of a tensor that `halved` rounds
 MOST_ABSENT = 2**28  # bytes of tensors that a method has and a file may lack
@@ -30,12 +30,18 @@ MOST_ABSENT = 2**28  # bytes of tensors that a method has and a file may lack
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` fitted for a number of classes and shots; what it measured beside that is not looked at."""
+    """What `calibrate` fitted for a number of classes and shots; what it measured beside that is not looked at.
+
+    `threshold` is that of a classifier. In checkpoints of older versions it was a probability, and is not used.
+    """
 
     n_way: Ways
     n_shot: Count
     temperature: Positive
-    threshold: NotNegative
+    least: Finite | None = None
+    own: Finite | None = None
+    auroc: Finite | None = None
+    threshold: Finite | None = None
 
 
 @dataclass(frozen=True)

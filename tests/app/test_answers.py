@@ -18,7 +18,7 @@ def rows(html: str) -> list[list[tuple[str, str, str]]]:
 
 def test_one_image_gets_ten_classes_the_most_probable_first():
     probabilities = np.arange(12)[None] / 66
-    html = answers([DRAWING], CLASSES, probabilities, [True])
+    html = answers([DRAWING], CLASSES, probabilities, [False])
     (row,) = rows(html)
     assert row[:2] == [("16.7", "&lt;11&gt;", "17 %"), ("15.2", "&lt;10&gt;", "15 %")]
     assert len(row) == 10
@@ -28,7 +28,7 @@ def test_one_image_gets_ten_classes_the_most_probable_first():
 
 def test_several_images_have_three_classes_in_the_order_of_the_images():
     probabilities = np.eye(12)[[4, 7]]
-    html = answers([DRAWING, PHOTO], CLASSES, probabilities, np.array([False, True]))
+    html = answers([DRAWING, PHOTO], CLASSES, probabilities, np.array([True, False]))
     assert [row[0] for row in rows(html)] == [("100.0", "&lt;4&gt;", "100 %"), ("100.0", "&lt;7&gt;", "100 %")]
     assert [len(row) for row in rows(html)] == [3, 3]
     first, second = html.split('<div class="answer">')[1:]

@@ -65,7 +65,7 @@ def make(meta_sets, tmp_path_factory) -> Callable[..., Path]:
         config = replace(config, traits=traits or config.traits, n_shot=n_shot)
         meta = {"config": recipes.to_dict(config), "meta_val": 55.5}
         if calibrated:
-            entry = {"n_way": 2, "n_shot": 1, "temperature": 2.0, "threshold": 0.6}
+            entry = {"n_way": 2, "n_shot": 1, "temperature": 2.0, "least": 0.6, "auroc": 0.9}
             meta["calibration"] = [entry, entry | {"n_way": 5, "temperature": 3.0}, entry | {"n_shot": 5}]
         path = tmp_path_factory.mktemp("checkpoints") / f"{method}.safetensors"
         checkpoint.save(path, checkpoint.method_tensors(recipes.build(config)), meta)

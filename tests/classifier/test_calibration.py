@@ -5,7 +5,14 @@ import torch
 
 import helpers
 from metalstm import checkpoint, recipes
-from metalstm.classifier.calibration import auroc, calibrate, expected_calibration_error, fit_temperature, nearest
+from metalstm.classifier.calibration import (
+    auroc,
+    background,
+    calibrate,
+    expected_calibration_error,
+    fit_temperature,
+    nearest,
+)
 from metalstm.methods import PixelNearestNeighbor
 
 
@@ -39,20 +46,10 @@ def test_auroc_by_hand():
 
 
 def test_nearest_is_by_ratio():
-    entries = [{"n_way": n_way, "n_shot": n_shot, "threshold": 0.5} for n_way in (2, 5, 10, 20) for n_shot in (1, 5)]
+    entries = [{"n_way": n_way, "n_shot": n_shot} for n_way in (2, 5, 10, 20) for n_shot in (1, 5)]
     for n_way, n_shot, expected in [(3, 1.0, (2, 1)), (4, 2.0, (5, 1)), (7, 3.0, (5, 5)), (8, 99.0, (10, 5))]:
         entry = nearest(entries, n_way, n_shot)
         assert (entry["n_way"], entry["n_shot"]) == expected
-
-
-def test_the_threshold_for_more_classes_asks_for_the_same_lead():
-    entries = [{"n_way": 5, "n_shot": 1, "temperature": 2.0, "threshold": 0.5}]
-    assert nearest(entries, 5, 9.0)["threshold"] == 0.5
-    lead = 4.0  # of the odds of 0.5 against four others
-    for n_way in (2, 20, 200):
-        entry = nearest(entries, n_way, 1.0)
-        assert entry["threshold"] == pytest.approx(lead / (lead + n_way - 1))
-        assert entry["temperature"] == 2.0
 
 
 def test_what_is_measured_of_a_method(tmp_path):
@@ -61,16 +58,33 @@ def test_what_is_measured_of_a_method(tmp_path):
     method = PixelNearestNeighbor()
     with pytest.raises(Exception, match="'class 06' has 8"):
         calibrate(method, images, shots=(1,), episodes=2)
-    entries = calibrate(method, images, shots=(1, 2), episodes=20, n_query=4)
+    entries, taken = calibrate(method, images, shots=(1, 2), episodes=20, n_query=4)
+    assert taken is None
     assert [(entry["n_way"], entry["n_shot"]) for entry in entries] == [(2, 1), (2, 2)]
     for entry in entries:
         assert entry["temperature"] > 0
         assert 0 <= entry["ece"] <= 1
-        assert 0.5 <= entry["threshold"] <= 1
+        assert -1 <= entry["least"] <= 1
+        assert ("own" in entry) == (entry["n_shot"] > 1), "an only image of a class cannot be left out"
         assert entry["kept"] == pytest.approx(0.9, abs=0.1)
         assert entry["auroc"] > 0.6, "known patterns are separated from those never seen"
         assert 0 <= entry["rejected"] <= 1
-    assert entries == calibrate(method, images, shots=(1, 2), episodes=20, n_query=4), "by the seed alone"
+    assert entries == calibrate(method, images, shots=(1, 2), episodes=20, n_query=4)[0], "by the seed alone"
+
+
+def test_the_background_is_taken_if_it_separates_better(tmp_path):
+    meta_sets = helpers.load_folder(helpers.make_folder(tmp_path / "patterns", noise=170))
+    images, method = meta_sets.splits["meta-val"], PixelNearestNeighbor()
+    own = background(method, meta_sets.splits["meta-train"], 2, 1)
+    assert own.shape == (6, 3 * helpers.SIZE**2)
+    torch.testing.assert_close(own.norm(dim=1), torch.ones(6))
+    kind = {"ways": (2,), "shots": (2,), "episodes": 20, "n_query": 4}
+    found = {}
+    for name, choices in {"none": (None,), "own": (own,), "both": (None, own)}.items():
+        found[name], taken = calibrate(method, images, **kind, backgrounds=choices)
+        assert any(taken is choice for choice in choices)
+    assert found["none"] != found["own"]
+    assert found["both"] in (found["none"], found["own"])
 
 
 def test_calibration_leaves_the_method_as_it_was(meta_sets):
@@ -78,7 +92,7 @@ def test_calibration_leaves_the_method_as_it_was(meta_sets):
     config = helpers.tiny_config(meta_sets, shared_head=True, epochs=2, few_shot_epochs=1)
     method = recipes.build(config)
     settings, state = method.settings, {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    assert len(calibrate(method, meta_sets.splits["meta-val"], (2,), (1, 5), n_query=2, episodes=2)) == 2
+    assert len(calibrate(method, meta_sets.splits["meta-val"], (2,), (1, 5), n_query=2, episodes=2)[0]) == 2
     assert method.settings is settings
     assert settings == config.settings
     assert method.training
@@ -89,7 +103,7 @@ def test_ways_that_the_method_does_not_serve_are_left_out(meta_sets):
     images = meta_sets.splits["meta-train"]
     for shared, expected in ((True, [2, 3, 5]), (False, [2])):
         method = recipes.build(helpers.tiny_config(meta_sets, shared_head=shared))
-        entries = calibrate(method, images, (2, 3, 5, 6), (1,), n_query=2, episodes=2)
+        entries, _ = calibrate(method, images, (2, 3, 5, 6), (1,), n_query=2, episodes=2)
         assert [entry["n_way"] for entry in entries] == expected, "6 of 6 classes leave no outsider"
 
 
@@ -101,3 +115,5 @@ def test_shipped_checkpoints_are_calibrated():
             assert entry["ece"] < 0.06, (path.stem, entry)
             assert entry["kept"] == pytest.approx(0.9, abs=0.05)
             assert math.isfinite(entry["temperature"])
+            if (entry["n_way"], entry["n_shot"]) == (5, 5):
+                assert entry["auroc"] > (0.95 if "omniglot" in path.stem else 0.75)

@@ -10,6 +10,8 @@ import torch
 import metalstm
 from metalstm import checkpoint
 from metalstm.classifier import Classifier
+from metalstm.classifier.meta_learner import MetaLearner
+from metalstm.classifier.outsiders import References
 from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError
 from metalstm.evaluation import evaluate
@@ -144,7 +146,7 @@ def test_a_classifier_that_fails_to_learn_anew_stays_what_it_was(make, patterns)
 # Calibration
 
 
-def test_temperature_and_threshold_are_those_of_the_calibration(make, patterns):
+def test_temperature_and_scores_are_those_of_the_calibration(make, patterns):
     support, labels, query, _ = patterns
     path = make(calibrated=True)
     fitted = Classifier(path).fit(support, labels)
@@ -153,13 +155,66 @@ def test_temperature_and_threshold_are_those_of_the_calibration(make, patterns):
     plain = Classifier(path.with_name("plain.safetensors")).fit(support, labels)
     expected = torch.from_numpy(plain.predict_proba(query)).log().div(2).softmax(-1)
     torch.testing.assert_close(torch.from_numpy(fitted.predict_proba(query)), expected)
-    assert fitted.known(query).tolist() == (expected.amax(-1) >= 0.6).tolist()
+    scores = fitted.known_scores(query)
+    assert fitted.threshold() == 0.6
+    assert fitted.known(query).tolist() == (scores >= 0.6).tolist()
+    probabilities, same = fitted.predict_with_scores(query)
+    np.testing.assert_array_equal(same, scores)
+    np.testing.assert_array_equal(probabilities, fitted.predict_proba(query))
+    assert plain.predict_with_scores(query)[1] is None
     with pytest.raises(UserError) as error:
         plain.known(query)
     assert str(error.value) == (
         f"{path.with_name('plain.safetensors')} has no calibration, so its classifiers cannot answer 'none of these': "
         f"adapt with a shipped checkpoint: {', '.join(checkpoint.shipped())}"
     )
+
+
+def test_an_old_calibration_gives_temperatures_alone(make, patterns):
+    path = make(calibrated=True)
+    tensors, meta = checkpoint.load(path)
+    entry = {"n_way": 2, "n_shot": 1, "temperature": 2.0, "threshold": 0.6}  # of a probability
+    checkpoint.save(path, tensors, meta | {"calibration": [entry]})
+    fitted = Classifier(path).fit(patterns.support, patterns.labels)
+    assert fitted.network.temperature == 2
+    assert "threshold" not in fitted.meta["calibration"]
+    with pytest.raises(
+        UserError, match="was made by an older version, whose calibration is no longer used: adapt anew"
+    ):
+        fitted.known(patterns.query)
+
+
+def test_the_users_own_images_move_the_threshold(make, patterns):
+    path = make(calibrated=True)
+    tensors, meta = checkpoint.load(path)
+    entry = {"n_way": 2, "n_shot": 5, "temperature": 2.0, "least": 0.6, "own": 0.5}
+    checkpoint.save(path, tensors, meta | {"calibration": [entry]})
+    fitted = Classifier(path).fit(patterns.support, patterns.labels)  # 5, 3 and 1 images: 8 can be left out
+    references, learner = fitted.network.references, MetaLearner.load(path)
+    task = learner.task(fitted._examples.pixels, fitted._examples.labels, 0)
+    features = fitted.method.features(fitted.network.adapted, task.support.x)
+    labels = task.support.y.tolist()
+    scores = []
+    for row in {int(image): k for k, image in enumerate(task.rows)}.values():
+        distinct = {int(image): k for k, image in enumerate(task.rows)}
+        others = [k for image, k in distinct.items() if image != task.rows[row]]
+        if any(labels[k] == labels[row] for k in others):
+            y = torch.tensor([labels[k] for k in others])
+            scores.append(References.of(features[others], y, 3).scores(features[row : row + 1]).item())
+    assert len(scores) == 8
+    expected = 0.6 + 8 / (8 + 25) * (float(np.quantile(scores, 0.1)) - 0.5)
+    assert fitted.threshold() == pytest.approx(expected, abs=1e-5)
+    assert len(references.background) == 0
+
+
+def test_a_background_of_other_features_is_refused(make, patterns):
+    path = make(calibrated=True)
+    tensors, meta = checkpoint.load(path)
+    checkpoint.save(path, tensors | {"background": torch.ones(3, 7)}, meta)
+    with pytest.raises(
+        UserError, match=r"is damaged \(its background is \(3, 7\), for features of 4 numbers\): get or"
+    ):
+        Classifier(path).fit(patterns.support, patterns.labels)
 
 
 # What is refused

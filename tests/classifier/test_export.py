@@ -56,6 +56,7 @@ def assert_same(rows: list[list[str]], classifier: Classifier, paths: list[Path]
     assert [row[0] for row in rows] == list(map(str, paths))
     assert [row[1] for row in rows] == classifier.predict(paths).tolist()
     np.testing.assert_allclose([float(row[2]) for row in rows], probabilities.max(1), atol=1e-3)
+    assert [row[3:] == [] for row in rows] == classifier.known(paths).tolist()
 
 
 def test_onnx_runs_without_this_package(fitted, tmp_path):
@@ -96,10 +97,31 @@ def test_an_example_without_images_says_how_it_is_run(example):
     assert f"python {example} birds." in done.stderr
 
 
+def test_exported_scores_are_those_of_the_classifier(fitted, tmp_path):
+    """Also of noise, which is near to no class."""
+    import onnxruntime
+    import torch
+
+    classifier, _ = fitted
+    size, channels = classifier.preprocessing.image_size, classifier.preprocessing.channels
+    images = np.random.RandomState(0).randint(0, 256, (3, size, size, channels)).astype(np.uint8)
+    expected = classifier.network.answers(images)
+    export.to_onnx(classifier, tmp_path / "fitted.onnx")
+    export.to_torch(classifier, tmp_path / "fitted.pt2")
+    session = onnxruntime.InferenceSession(tmp_path / "fitted.onnx")
+    assert [output.name for output in session.get_outputs()] == ["probabilities", "score"]
+    by_torch = torch.export.load(tmp_path / "fitted.pt2").module()(torch.from_numpy(images))
+    for answers in (session.run(None, {"images": images}), by_torch):
+        for theirs, ours in zip(answers, expected, strict=True):
+            np.testing.assert_allclose(np.asarray(theirs), ours, atol=1e-4)
+
+
 def test_what_is_off_is_not_kept(fitted, tmp_path, monkeypatch):
     classifier, _ = fitted
-    right, allowed = classifier.probabilities, 1e-5 / min(1, classifier.network.temperature)
-    monkeypatch.setattr(classifier, "probabilities", lambda pixels: right(pixels) + np.float32(1e-3))
+    right, allowed = classifier.network.answers, 1e-5 / min(1, classifier.network.temperature)
+    monkeypatch.setattr(
+        classifier.network, "answers", lambda pixels: [each + np.float32(1e-3) for each in right(pixels)]
+    )
     with pytest.raises(UserError) as error:
         export.to_torch(classifier, tmp_path / "fitted.pt2")
     assert str(error.value) == (
@@ -134,8 +156,8 @@ def test_a_method_that_onnx_has_no_operation_for(make, patterns, tmp_path):
 
 def test_a_method_that_torch_export_cannot_follow(make, patterns, tmp_path, monkeypatch):
     classifier = Classifier(make()).fit(patterns.support, patterns.labels)
-    logits = classifier.method.logits
-    monkeypatch.setattr(classifier.method, "logits", lambda adapted, x: logits(adapted, x) if x.sum() > 0 else x)
+    scores = classifier.method.scores
+    monkeypatch.setattr(classifier.method, "scores", lambda adapted, x: scores(adapted, x) if x.sum() > 0 else x)
     with pytest.raises(UserError, match=r"this method cannot be written as a program of torch\.export \(") as error:
         export.to_torch(classifier, tmp_path / "fitted.pt2")
     assert str(error.value).endswith("): use the file of the classifier itself")

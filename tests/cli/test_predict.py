@@ -159,9 +159,11 @@ def test_stdin_ends(monkeypatch):
 
 def test_reject_says_none_of_these(made, colors, commands, tmp_path):
     tensors, meta = checkpoint.load(made)
-    shy, plain = tmp_path / "shy.safetensors", tmp_path / "plain.safetensors"
+    shy, plain, old = (tmp_path / f"{name}.safetensors" for name in ("shy", "plain", "old"))
     checkpoint.save(shy, tensors, meta | {"calibration": meta["calibration"] | {"threshold": 1.01}})
-    checkpoint.save(plain, tensors, meta | {"calibration": None})
+    unscored = {name: tensor for name, tensor in tensors.items() if not name.startswith("known.")}
+    checkpoint.save(plain, unscored, meta | {"calibration": None})
+    checkpoint.save(old, unscored, meta)
     assert [row["class"] for row in json.loads(commands("predict", shy, "new", "--json", "-", cwd=colors)[1])] == [
         *COLORS
     ]
@@ -172,6 +174,11 @@ def test_reject_says_none_of_these(made, colors, commands, tmp_path):
     assert commands.refusal("predict", plain, "new", "--reject", cwd=colors) == (
         "meta-lstm-cifar-fs-5w5s has no calibration, so its classifiers cannot answer 'none of these': adapt with a "
         f"shipped checkpoint: {', '.join(checkpoint.shipped())}"
+    )
+    assert commands("predict", old, "new", cwd=colors)[0] == 0
+    assert commands.refusal("predict", old, "new", "--reject", cwd=colors) == (
+        "this classifier, or its meta-learner, was made by an older version, whose calibration is no longer used: "
+        "adapt anew with a shipped checkpoint to get 'none of these'"
     )
 
 

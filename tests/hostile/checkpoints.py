@@ -54,7 +54,7 @@ class Cases:
         for method in self.methods:
             config = small(method, self.sets)
             facts = {"config": recipes.to_dict(config), "meta_val": 50.0, "episode": 3}
-            facts["calibration"] = [{"n_way": 3, "n_shot": 2, "temperature": 2.0, "threshold": 0.6}]
+            facts["calibration"] = [{"n_way": 3, "n_shot": 2, "temperature": 2.0, "least": 0.6, "own": 0.5}]
             path = folder / f"{method}.safetensors"
             checkpoint.save(path, checkpoint.method_tensors(recipes.build(config)), facts)
             Classifier(path).fit(IMAGES, LABELS).save(folder / f"{method}-fitted.safetensors")

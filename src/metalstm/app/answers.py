@@ -15,7 +15,7 @@ def answers(
     images: Sequence[Mapping[str, str]],
     classes: Sequence[str],
     probabilities: Float[np.ndarray, "n_images n_classes"],
-    known: Sequence[bool] | np.ndarray,
+    doubtful: Sequence[bool] | np.ndarray,
 ) -> str:
     """The most probable classes of each image, in the order of the images, as HTML.
 
@@ -23,7 +23,7 @@ def answers(
         images: As the cards have them.
         classes: The names of the classes.
         probabilities: Of each image and class.
-        known: Whether an image is one of the classes at all.
+        doubtful: Whether an image may be of none of the classes.
     """
     shown = N_CLASSES if len(images) == 1 else N_CLASSES_OF_MANY
     entries = [
@@ -31,8 +31,8 @@ def answers(
             "kind": "photo" if "path" in image else "drawing",
             "url": image["url"],
             "classes": [(classes[k], 100 * p[k]) for k in (-p).argsort()[:shown]],
-            "known": is_known,
+            "doubtful": is_doubtful,
         }
-        for image, p, is_known in zip(images, probabilities, known, strict=True)
+        for image, p, is_doubtful in zip(images, probabilities, doubtful, strict=True)
     ]
     return render("answers.html", answers=entries)

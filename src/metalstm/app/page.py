@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
 from metalstm.app.answers import NO_ANSWER, answers
 from metalstm.app.cards import Cards, example_cards, read
@@ -22,6 +23,8 @@ from metalstm.errors import UserError
 from metalstm.kernels import return_memory
 
 N_CONFUSED = 5  # pairs of classes that are shown
+DECENT = 0.75  # area under the ROC curve on meta-val from which on "perhaps none of these" means something
+CERTAIN = 0.95  # probability from which on nothing is said against an answer
 JS = Path(__file__).with_name("app.js")
 
 
@@ -134,14 +137,17 @@ def classify(classifier: Classifier | None, cards: Cards) -> str:
     if classifier is None or not images:
         return NO_ANSWER
     try:
-        probabilities = classifier.predict_proba([read(image) for image in images])
+        probabilities, scores = classifier.predict_with_scores([read(image) for image in images])
     except UserError as error:
         raise _error(str(error)) from error
     finally:
         if any("path" in image for image in images):  # drawings are small, and follow the pen
             return_memory()
-    known = classifier.are_known(probabilities) if classifier.meta["calibration"] else [True] * len(images)
-    return answers(images, [str(name) for name in classifier.classes_], probabilities, known)
+    if scores is None or classifier.meta["calibration"].get("auroc", 0) < DECENT:
+        doubtful = np.zeros(len(images), bool)
+    else:
+        doubtful = (scores < classifier.threshold()) & (probabilities.max(1) < CERTAIN)
+    return answers(images, [str(name) for name in classifier.classes_], probabilities, doubtful)
 
 
 def _cards(value: Cards, query: bool) -> gr.HTML:

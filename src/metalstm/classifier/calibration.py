@@ -1,6 +1,6 @@
-"""Calibration of a meta-learner on meta-val: temperatures, and thresholds for "none of these"."""
+"""Calibration of a meta-learner on meta-val: temperatures, and what thresholds of "none of these" start from."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from math import exp, log
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from metalstm.classifier.outsiders import References, tenth, threshold
 from metalstm.console import track
 from metalstm.data import ImagesByClass
 from metalstm.episodes import EpisodeSampler, Support
@@ -17,15 +18,39 @@ from metalstm.errors import UserError
 from metalstm.methods import Method
 
 BINS = 15  # of the expected calibration error, as in Guo et al.
-KEPT = 0.9  # share of the images of known classes that the threshold lets through
+PER_CLASS = 100  # images of a meta-train class that its mean is taken of
+
+Background = Float[Tensor, "n_classes n_features"]
+
+
+class Scores(NamedTuple):
+    """Scores of "none of these" in an episode."""
+
+    known: Float[Tensor, " n_query"]  # of queries
+    outsiders: Float[Tensor, " n_query"]  # of as many images of classes that were not in the episode
+    left_out: Float[Tensor, " n_left_out"]  # of support images, each left out; none of one shot
 
 
 class Answers(NamedTuple):
-    """Logits of adapted networks in some episodes."""
+    """What adapted networks answer in some episodes."""
 
-    known: Float[Tensor, "n n_way"]  # logits of queries
+    logits: Float[Tensor, "n n_way"]  # of queries
     y: Int[Tensor, " n"]  # their classes
-    outsiders: Float[Tensor, "n n_way"]  # logits of as many images of meta-val classes that were not in the episode
+    scores: list[list[Scores]]  # of each episode, for each background
+
+
+@torch.no_grad()
+def background(method: Method, images: ImagesByClass, n_way: int, n_shot: int) -> Background:
+    """The mean feature of each class of meta-train, of length 1.
+
+    If features depend on what the method has adapted to, it is the first episode.
+    """
+    sampler, means = EpisodeSampler(images, n_way, n_shot, n_query=0), []
+    adapted = method.adapt(_first_task(sampler[0].support))
+    for start, stop in track(sampler.images.spans, "looking at meta-train"):
+        x = sampler.pixels.load(np.arange(start, min(stop, start + PER_CLASS)))
+        means.append(F.normalize(method.features(adapted, x), dim=-1).mean(0))
+    return F.normalize(torch.stack(means), dim=-1)
 
 
 def calibrate(
@@ -36,10 +61,9 @@ def calibrate(
     n_query: int = 15,
     episodes: int = 100,
     seed: int = 0,
-) -> list[dict[str, Any]]:
-    """Fit a temperature and a threshold for each number of classes and shots; measure both on other episodes.
-
-    The answer is "none of these" if the largest calibrated probability of an image is below the threshold.
+    backgrounds: Sequence[Background | None] = (None,),
+) -> tuple[list[dict[str, Any]], Background | None]:
+    """Fit a temperature and the scores of "none of these" for each number of classes and shots; measure both.
 
     Args:
         method: The meta-learner; left as it is.
@@ -50,63 +74,67 @@ def calibrate(
         n_query: Query images per class, and for each an outsider.
         episodes: Number of episodes to fit on, and as many others to measure on.
         seed: Of the episodes.
+        backgrounds: What the scores may be compared with: a `background`, or None for nothing. That is taken which
+            separates outsiders best in the episodes that are fitted on, in the mean of all ways and shots.
 
     Returns:
-        Plain values for each way and shot: `n_way`, `n_shot`, `temperature` and `threshold`; and measured on the other
-        episodes: the expected calibration error before and after (`ece_before`, `ece`) in 0..1, the share of queries
-        that the threshold lets through (`kept`), the share of outsiders that it rejects (`rejected`), and how well the
-        probability separates the two (`auroc`).
+        Plain values for each way and shot: `n_way`, `n_shot` and `temperature`; `least`, the score that nine in ten
+        queries reach; `own`, the score that nine in ten support images reach that are left out, if there is more than
+        one of a class; and what `measure` gives for other episodes. And the background that was taken.
 
     References:
-        Guo et al. 2017 (arXiv 1706.04599) for the temperature; Hendrycks & Gimpel 2017 (arXiv 1610.02136) for the
-        largest probability as the score that separates outsiders.
+        Guo et al. 2017 (arXiv 1706.04599) for the temperature.
     """
+    samplers = [
+        EpisodeSampler(images, n_way, n_shot, n_query, seed)
+        for n_way in ways
+        if n_way < len(images.classes) and _serves(method, n_way)
+        for n_shot in shots
+    ]
+    fitted = [_answers(method, sampler, range(episodes), backgrounds) for sampler in samplers]
+    best = int(np.argmax([sum(_separated(each.scores[k]) for each in fitted) for k in range(len(backgrounds))]))
     entries = []
-    for n_way in ways:
-        if n_way >= len(images.classes) or not _serves(method, n_way):
-            continue
-        for n_shot in shots:
-            sampler = EpisodeSampler(images, n_way, n_shot, n_query, seed)
-            name = f"calibrating {n_way}-way {n_shot}-shot"
-            fitted = _answers(method, sampler, track(range(episodes), name))
-            temperature = fit_temperature(fitted.known, fitted.y)
-            threshold = _confidence(fitted.known, temperature).quantile(1 - KEPT).item()
-            other = _answers(method, sampler, track(range(episodes, 2 * episodes), name))
-            known, outsiders = _confidence(other.known, temperature), _confidence(other.outsiders, temperature)
-            right = other.known.argmax(-1) == other.y
-            entries.append(
-                {
-                    "n_way": n_way,
-                    "n_shot": n_shot,
-                    "temperature": temperature,
-                    "ece_before": expected_calibration_error(_confidence(other.known, 1.0), right),
-                    "ece": expected_calibration_error(known, right),
-                    "threshold": threshold,
-                    "kept": (known >= threshold).float().mean().item(),
-                    "rejected": (outsiders < threshold).float().mean().item(),
-                    "auroc": auroc(known, outsiders),
-                    "episodes": episodes,
-                }
-            )
-    return entries
+    for sampler, answers in zip(samplers, fitted, strict=True):
+        scores = answers.scores[best]
+        entry: dict[str, Any] = {
+            "n_way": sampler.n_way,
+            "n_shot": sampler.n_shot,
+            "temperature": fit_temperature(answers.logits, answers.y),
+            "least": tenth(torch.cat([each.known for each in scores])),
+        }
+        if sampler.n_shot > 1:
+            entry["own"] = float(np.mean([tenth(each.left_out) for each in scores]))
+        measured = measure(method, sampler, range(episodes, 2 * episodes), entry, backgrounds[best])
+        entries.append(entry | measured | {"episodes": episodes})
+    return entries, backgrounds[best]
+
+
+def measure(
+    method: Method, sampler: EpisodeSampler, numbers: range, entry: Mapping[str, Any], background: Background | None
+) -> dict[str, float]:
+    """How well an entry of `calibrate` does in some episodes.
+
+    Returns:
+        The expected calibration error without and with the temperature (`ece_before`, `ece`) in 0..1, the share of
+        queries that the threshold lets through (`kept`), the share of outsiders that it turns away (`rejected`), and
+        how well the distance from the threshold separates the two (`auroc`).
+    """
+    answers = _answers(method, sampler, numbers, [background])
+    scores = [_above_threshold(each, entry) for each in answers.scores[0]]
+    right = answers.logits.argmax(-1) == answers.y
+    before, after = (_confidence(answers.logits, each) for each in (1.0, entry["temperature"]))
+    return {
+        "ece_before": expected_calibration_error(before, right),
+        "ece": expected_calibration_error(after, right),
+        "kept": float(np.mean([(each.known >= 0).double().mean() for each in scores])),
+        "rejected": float(np.mean([(each.outsiders < 0).double().mean() for each in scores])),
+        "auroc": _separated(scores),
+    }
 
 
 def nearest(entries: Sequence[dict[str, Any]], n_way: int, n_shot: float) -> dict[str, Any]:
-    """The entry of `calibrate` for any number of classes and shots.
-
-    It is the entry whose way and shots are nearest, both in ratio: 3 classes are nearer to 2 than to 5. The temperature
-    is taken as it is. The threshold is moved so that one class must lead each other one by as much as in the entry:
-    its odds, t / (1 - t), are divided by (n_way - 1) / (n_way of the entry - 1).
-    """
-
-    def distance(entry: dict[str, Any]) -> float:
-        return log(entry["n_way"] / n_way) ** 2 + log(entry["n_shot"] / n_shot) ** 2
-
-    entry = min(entries, key=distance)
-    if entry["n_way"] == n_way:
-        return entry
-    odds = entry["threshold"] / max(1 - entry["threshold"], 1e-9) * (entry["n_way"] - 1) / (n_way - 1)
-    return entry | {"threshold": odds / (1 + odds)}
+    """The entry of `calibrate` whose way and shots are nearest, both in ratio: 3 classes are nearer to 2 than to 5."""
+    return min(entries, key=lambda entry: log(entry["n_way"] / n_way) ** 2 + log(entry["n_shot"] / n_shot) ** 2)
 
 
 def fit_temperature(logits: Float[Tensor, "n n_way"], y: Int[Tensor, " n"]) -> float:
@@ -150,16 +178,38 @@ def _confidence(logits: Tensor, temperature: float) -> Float[Tensor, " n"]:
     return (logits / temperature).softmax(-1).amax(-1)
 
 
+def _separated(scores: Sequence[Scores]) -> float:
+    return auroc(torch.cat([each.known for each in scores]), torch.cat([each.outsiders for each in scores]))
+
+
+def _above_threshold(scores: Scores, entry: Mapping[str, Any]) -> Scores:
+    least = threshold(entry, scores.left_out)
+    return scores._replace(known=scores.known - least, outsiders=scores.outsiders - least)
+
+
+def _first_task(support: Support) -> Support:
+    return Support(support.x[0], support.y[0], support.n_way)
+
+
 @torch.no_grad()
-def _answers(method: Method, sampler: EpisodeSampler, numbers: Iterator[int]) -> Answers:
-    parts = []
-    spans = sampler.images.spans
-    for number in numbers:
+def _answers(
+    method: Method, sampler: EpisodeSampler, numbers: range, backgrounds: Sequence[Background | None]
+) -> Answers:
+    logits, y, spans = [], [], sampler.images.spans
+    scores: list[list[Scores]] = [[] for _ in backgrounds]
+    for number in track(numbers, f"calibrating {sampler.n_way}-way {sampler.n_shot}-shot"):
         episode, classes = sampler[number], sampler.classes(number)
         rows = np.concatenate([np.arange(*spans[k]) for k in range(len(spans)) if k not in classes])
         chosen = np.random.RandomState([sampler.seed, number, 1]).choice(rows, episode.query.y.shape[-1])
-        support = Support(episode.support.x[0], episode.support.y[0], sampler.n_way)
+        support = _first_task(episode.support)
+        adapted = method.adapt(support)
         x = torch.cat([episode.query.x[0], sampler.pixels.load(chosen)])
-        known, outsiders = method.logits(method.adapt(support), x).double().chunk(2)
-        parts.append(Answers(known, episode.query.y[0], outsiders))
-    return Answers(*map(torch.cat, zip(*parts, strict=True)))
+        known, outsiders = method.features(adapted, x).chunk(2)
+        own = method.features(adapted, support.x)
+        logits.append(method.scores(adapted, known).double())
+        y.append(episode.query.y[0])
+        for background, so_far in zip(backgrounds, scores, strict=True):
+            references = References.of(own, support.y, sampler.n_way, background)
+            left_out = references.left_out_scores(own, support.y)
+            so_far.append(Scores(references.scores(known), references.scores(outsiders), left_out))
+    return Answers(torch.cat(logits), torch.cat(y), scores)

@@ -46,6 +46,15 @@ class InnerStep(NamedTuple):
     rate: dict[str, float]  # how far the gradient is followed
 
 
+class Predictions(NamedTuple):
+    """What is predicted of files."""
+
+    files: list[Path]  # those that could be read
+    probabilities: Float[np.ndarray, "n n_classes"]
+    scores: Float[np.ndarray, " n"] | None  # as `known_scores`; None without a calibration
+    faults: list[str]  # what is wrong with each of the other files
+
+
 class NotFitted(UserError, AttributeError):
     """A classifier that has learned nothing yet was asked for something. `hasattr` takes it for a missing attribute."""
 
@@ -166,10 +175,16 @@ class Classifier:
         Raises:
             UserError: Images cannot be read.
         """
-        read = read_images(as_list(images), self.preprocessing)
-        if read.faults:
-            raise Problems("the images", read.faults, "call predict_files, which goes on without")
-        return self.probabilities(read.pixels)
+        return self.probabilities(self._pixels(images))
+
+    def predict_with_scores(self, images: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """`predict_proba`, and `known_scores` where there is a calibration, at the cost of one of them.
+
+        Raises:
+            UserError: Images cannot be read.
+        """
+        probabilities, *scores = self._answers(self._pixels(images))
+        return probabilities, scores[0] if scores else None
 
     def predict_files(self, paths: Sequence[Path]) -> tuple[list[Path], Float[np.ndarray, "n n_classes"], list[str]]:
         """`predict_proba` of many files, some of which may be broken.
@@ -177,16 +192,22 @@ class Classifier:
         Returns:
             The files that could be read, their probabilities, and what is wrong with each of the others.
         """
-        good, faults, parts = [], [], [self._no_probabilities()]
+        files, probabilities, _, faults = self.predict_files_with_scores(paths)
+        return files, probabilities, faults
+
+    def predict_files_with_scores(self, paths: Sequence[Path]) -> Predictions:
+        """`predict_with_scores` of many files, some of which may be broken."""
+        good, faults, parts = [], [], [self._no_answers()]
         for batch in read_batches(paths, self.preprocessing, "predicting"):
             good += [paths[number] for number in batch.good]
             faults += batch.faults
-            parts.append(self.probabilities(batch.pixels))
-        return good, np.concatenate(parts), faults
+            parts.append(self._answers(batch.pixels))
+        answers = [np.concatenate(each) for each in zip(*parts, strict=True)]
+        return Predictions(good, answers[0], answers[1] if len(answers) > 1 else None, faults)
 
     def probabilities(self, pixels: Pixels) -> Float[np.ndarray, "n n_classes"]:
         """`predict_proba` of pixels that `preprocessing` made."""
-        return self.network.probabilities(pixels) if len(pixels) else self._no_probabilities()
+        return self._answers(pixels)[0]
 
     def known(self, images: Any) -> Bool[np.ndarray, " n"]:
         """Whether an image belongs to one of the classes at all, rather than to "none of these".
@@ -194,29 +215,34 @@ class Classifier:
         Raises:
             UserError: Images cannot be read, or the meta-learner has no calibration.
         """
-        return self.are_known(self.predict_proba(images))
+        return self.known_scores(images) >= self.threshold()
 
-    def are_known(self, probabilities: Float[np.ndarray, "n n_classes"]) -> Bool[np.ndarray, " n"]:
-        """`known` of images with these probabilities.
+    def known_scores(self, images: Any) -> Float[np.ndarray, " n"]:
+        """How near each image is to one of the classes: the score that `known` compares with `threshold`.
 
         Raises:
-            UserError: The meta-learner has no calibration.
+            UserError: Images cannot be read, or the meta-learner has no calibration.
         """
-        return probabilities.max(1) >= self.threshold()
+        self.threshold()
+        return self._answers(self._pixels(images))[1]
 
     def threshold(self) -> float:
-        """The probability below which the answer is "none of these".
+        """The score below which the answer is "none of these".
 
         Raises:
             UserError: The meta-learner has no calibration.
         """
-        calibration = self.meta["calibration"]
-        if calibration is None:
+        if self.network.references:
+            return float(self.meta["calibration"]["threshold"])
+        if self.meta["calibration"]:
             raise UserError(
-                f"{self.meta['checkpoint']} has no calibration, so its classifiers cannot answer 'none of these': "
-                f"adapt with a shipped checkpoint: {', '.join(checkpoint.shipped())}"
+                "this classifier, or its meta-learner, was made by an older version, whose calibration is no longer "
+                "used: adapt anew with a shipped checkpoint to get 'none of these'"
             )
-        return calibration["threshold"]
+        raise UserError(
+            f"{self.meta['checkpoint']} has no calibration, so its classifiers cannot answer 'none of these': "
+            f"adapt with a shipped checkpoint: {', '.join(checkpoint.shipped())}"
+        )
 
     def score(self, images: Any, labels: Any) -> float:
         """The share of images that are classified correctly, in 0..1.
@@ -355,12 +381,26 @@ class Classifier:
         return read
 
     def _finish(self, learner: MetaLearner, examples: Examples, task: Task, adapted: Adapted) -> None:
-        self._set(learner.network(adapted, task), learner.describe(task, self.seed), task.classes)
+        references, threshold = learner.known(adapted, task) or (None, None)
+        network = learner.network(adapted, task, references)
+        self._set(network, learner.describe(task, self.seed, threshold), task.classes)
         self._examples = examples
 
     def _set(self, network: Network, meta: dict[str, Any], classes: np.ndarray) -> None:
         self.network, self.meta, self.classes_ = network, meta, classes
         self.method, self.preprocessing, self.checkpoint_ = network.method, network.preprocessing, meta["checkpoint"]
 
-    def _no_probabilities(self) -> Float[np.ndarray, "0 n_classes"]:
-        return np.empty((0, len(self.classes_)), np.float32)
+    def _pixels(self, images: Any) -> Pixels:
+        """Raises: Problems: Images cannot be read."""
+        read = read_images(as_list(images), self.preprocessing)
+        if read.faults:
+            raise Problems("the images", read.faults, "call predict_files, which goes on without")
+        return read.pixels
+
+    def _answers(self, pixels: Pixels) -> list[np.ndarray]:
+        """What `Network.answers` gives, for any number of images."""
+        return self.network.answers(pixels) if len(pixels) else self._no_answers()
+
+    def _no_answers(self) -> list[np.ndarray]:
+        probabilities = np.empty((0, len(self.classes_)), np.float32)
+        return [probabilities, probabilities[:, 0]] if self.network.references else [probabilities]

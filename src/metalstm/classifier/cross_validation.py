@@ -132,7 +132,7 @@ def cross_validate(learner: MetaLearner, examples: Examples, seed: int, n_shot: 
             seen = np.concatenate([seen[y[seen] == c][:n_shot] for c in range(len(classes))])
         task = learner.task(pixels[seen], labels[seen], seed)
         network = learner.network(learner.method.adapt(task.support), task)
-        probabilities[fold == k] = network.probabilities(pixels[fold == k])
+        probabilities[fold == k] = network.answers(pixels[fold == k])[0]
     tested = [names[number] for number in numbers]
     return CrossValidation(classes, tested, y[numbers], probabilities[numbers], n_folds)
 

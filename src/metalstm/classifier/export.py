@@ -6,7 +6,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metalstm import files
 from metalstm.classifier.classifier import Classifier
+from metalstm.classifier.outsiders import References
 from metalstm.errors import UserError
 
 TOLERANCE = 1e-5  # of probabilities; a temperature below 1 magnifies rounding, and the tolerance with it
@@ -45,16 +46,15 @@ def onnx_model(classifier: Classifier) -> bytes:
         raise UserError(f"ONNX needs further packages ({error}): pip install 'metalstm[export]'") from error
     program = _program(classifier)
     with _quiet(), _refused("ONNX", "pass --format torch"):
-        program = torch.onnx.export(
-            program, input_names=["images"], output_names=["probabilities"], dynamo=True, verbose=False
-        )
+        names = ["probabilities", "score"][: 1 + bool(classifier.network.references)]
+        program = torch.onnx.export(program, input_names=["images"], output_names=names, dynamo=True, verbose=False)
     assert program is not None
     model = program.model_proto
     for name, value in metadata(classifier).items():
         model.metadata_props.add(key=name, value=value if isinstance(value, str) else json.dumps(value))
     content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    _check(classifier, lambda images: np.asarray(session.run(None, {"images": images.numpy()})[0]))
+    _check(classifier, lambda images: session.run(None, {"images": images.numpy()}))
     return content
 
 
@@ -65,7 +65,7 @@ def to_torch(classifier: Classifier, path: Path) -> None:
         UserError: torch.export cannot follow the method, or the program gives other probabilities.
     """
     program, content = _program(classifier), io.BytesIO()
-    _check(classifier, lambda images: program.module()(images).numpy())
+    _check(classifier, lambda images: program.module()(images))
     with _quiet():
         torch.export.save(program, content, extra_files={"metadata.json": json.dumps(metadata(classifier))})
     files.write(path, content.getvalue())
@@ -73,14 +73,14 @@ def to_torch(classifier: Classifier, path: Path) -> None:
 
 def metadata(classifier: Classifier) -> dict[str, Any]:
     """What a program that runs the exported file must know; plain values."""
-    preprocessing, calibration = classifier.preprocessing, classifier.meta["calibration"]
+    preprocessing = classifier.preprocessing
     return {
         "classes": classifier.classes_.tolist(),
         "image_size": preprocessing.image_size,
         "channels": preprocessing.channels,
         "filter": "lanczos",
         "fit": ("center" if preprocessing.centered else "pad") if preprocessing.drawing else "crop",
-        "threshold": calibration and calibration["threshold"],
+        "threshold": classifier.threshold() if classifier.network.references else None,
         "meta_learner": classifier.meta["checkpoint"],
         "licence": classifier.meta["config"]["licence"],
     }
@@ -90,6 +90,7 @@ def _program(classifier: Classifier) -> torch.export.ExportedProgram:
     """The network for any number of images, without what it no longer needs."""
     network = copy.deepcopy(classifier.network).cpu()
     network.adapted = {name: tensor.cpu() for name, tensor in network.adapted.items()}
+    network.references = network.references and References(*(tensor.cpu() for tensor in network.references))
     spent = network.method.spent()
     for name, tensor in network.method.state_dict(keep_vars=True).items():
         if name in spent:
@@ -137,7 +138,7 @@ def _images(classifier: Classifier, n: int) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
-def _check(classifier: Classifier, run: Callable[[Tensor], np.ndarray]) -> None:
+def _check(classifier: Classifier, run: Callable[[Tensor], Sequence[Any]]) -> None:
     """Compare the exported program with the classifier, on batches of several sizes.
 
     Raises:
@@ -146,7 +147,8 @@ def _check(classifier: Classifier, run: Callable[[Tensor], np.ndarray]) -> None:
     allowed = TOLERANCE / min(1, classifier.network.temperature)
     for n in (1, 2, 9):
         images = _images(classifier, n)
-        difference = np.abs(run(images) - classifier.probabilities(images.numpy())).max()
+        pairs = zip(run(images), classifier.network.answers(images.numpy()), strict=True)
+        difference = max(np.abs(np.asarray(theirs) - ours).max() for theirs, ours in pairs)
         if not difference <= allowed:
             raise UserError(
                 f"nothing was written: the exported probabilities are off by {difference:.1e}, more than {allowed:.1e}"

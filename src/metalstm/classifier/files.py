@@ -13,12 +13,14 @@ from metalstm import checkpoint, devices, files, recipes, settings
 from metalstm.classifier.inputs import Examples, as_classes
 from metalstm.classifier.meta_learner import PRECISION, temperature
 from metalstm.classifier.network import Network
+from metalstm.classifier.outsiders import References
 from metalstm.errors import UserError
 from metalstm.images import Preprocessing
 from metalstm.methods import Method, RunConfig
 from metalstm.settings import Count, Seed
 
 KEPT = "kept."  # before the names of the tensors of kept images
+KNOWN = "known."  # before those that "none of these" needs
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ def save(path: Path, network: Network, meta: dict[str, Any], kept: Examples | No
     spent = network.method.spent()
     method = {f"method.{name}": each for name, each in network.method.state_dict().items() if name not in spent}
     adapted = {f"adapted.{name}": each for name, each in network.adapted.items()}
+    if network.references:
+        adapted |= {f"{KNOWN}{name}": each for name, each in network.references._asdict().items()}
     images = {}
     if kept:
         y = np.searchsorted(np.array(meta["classes"]), kept.labels)
@@ -89,13 +93,32 @@ def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any], Exam
             on_meta.check_adapted(adapted, len(values.classes))
         method = recipes.build(config)
         _restore(method, state)
-        network = Network(method, adapted, values.preprocessing, temperature(values.calibration), device)
+        references = _references(_part(tensors, KNOWN), values)
+        network = Network(method, adapted, values.preprocessing, temperature(values.calibration), device, references)
         size, channels = values.preprocessing.image_size, values.preprocessing.channels
-        answer = network.probabilities(np.zeros((1, size, size, channels), np.uint8))
+        answer, *_ = network.answers(np.zeros((1, size, size, channels), np.uint8))
         if answer.shape != (1, len(values.classes)):
             raise ValueError(f"{answer.shape[1]} outputs for {len(values.classes)} classes")
         kept = _kept(_part(tensors, KEPT), values)
     return network, {name: value for name, value in meta.items() if name != "adapted"}, kept
+
+
+def _references(tensors: dict[str, Tensor], values: ClassifierFile) -> References | None:
+    """What "none of these" needs; files of older versions lack it.
+
+    Raises:
+        KeyError, ValueError: It is not all there, or cannot be of these classes.
+    """
+    if not tensors:
+        return None
+    if "threshold" not in (values.calibration or {}):
+        raise KeyError("threshold")
+    references = References(tensors["means"], tensors["background"])
+    if len(references.means) != len(values.classes) or any(
+        each.ndim != 2 or each.dtype != torch.float32 for each in references
+    ):
+        raise ValueError("what 'none of these' needs is of other classes")
+    return references
 
 
 def _kept(tensors: dict[str, Tensor], values: ClassifierFile) -> Examples | None:

@@ -29,6 +29,7 @@ class Task(NamedTuple):
     support: Support
     classes: np.ndarray  # the labels, sorted
     counts: list[int]  # images of each class
+    rows: np.ndarray  # which image each of the support set is; some may stand there more than once
 
 
 class Examples(NamedTuple):
@@ -182,7 +183,7 @@ def make_task(pixels: Pixels, labels: np.ndarray, drawing: bool, seed: int, devi
     rows = rows[rng.permutation(len(rows))]
     x = to_x(torch.from_numpy(pixels[rows]).to(device), drawing)
     support = Support(x, torch.from_numpy(y[rows]).to(device), n_way)
-    return Task(support, classes, counts.tolist())
+    return Task(support, classes, counts.tolist(), rows)
 
 
 def _stack(pixels: list[np.ndarray], preprocessing: Preprocessing) -> Pixels:

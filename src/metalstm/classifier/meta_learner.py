@@ -13,10 +13,12 @@ from metalstm import checkpoint, devices
 from metalstm.classifier.calibration import nearest
 from metalstm.classifier.inputs import Pixels, Task, make_task
 from metalstm.classifier.network import Network
+from metalstm.classifier.outsiders import References, threshold
 from metalstm.errors import UserError
 from metalstm.images import Preprocessing, show_drawings
 from metalstm.methods import Adapted, Method, RunConfig
 
+BACKGROUND = "background"  # the tensor in a checkpoint
 PRECISION = {"precision": "fp32"}  # of every classifier: a handful of images takes no time
 
 
@@ -28,6 +30,7 @@ class MetaLearner:
         method: What adapts.
         preprocessing: What is done to an image.
         calibrations: The entries of `calibrate`; none if it was not calibrated.
+        background: What its scores of "none of these" are compared with, if anything.
         meta: Plain values of the checkpoint that a classifier keeps.
         device: Where to compute.
     """
@@ -35,6 +38,7 @@ class MetaLearner:
     method: Method
     preprocessing: Preprocessing
     calibrations: Sequence[dict[str, Any]]
+    background: torch.Tensor | None
     meta: dict[str, Any]
     device: torch.device | str = "cpu"
 
@@ -54,7 +58,10 @@ class MetaLearner:
             "config": meta["config"],
             "meta_val": meta.get("meta_val"),
         }
-        return cls(method.to(device), preprocessing(config), meta.get("calibration") or [], kept, device)
+        background = checkpoint.load(path)[0].get(BACKGROUND)
+        if background is not None:
+            background = background.to(device)
+        return cls(method.to(device), preprocessing(config), meta.get("calibration") or [], background, kept, device)
 
     def task(self, pixels: Pixels, labels: np.ndarray, seed: int) -> Task:
         """The support set of some images.
@@ -76,10 +83,35 @@ class MetaLearner:
         if not self.calibrations:
             return None
         n_way = len(task.classes)
-        return nearest(self.calibrations, n_way, min(float(np.mean(task.counts)), len(task.support.y) / n_way))
+        entry = nearest(self.calibrations, n_way, min(float(np.mean(task.counts)), len(task.support.y) / n_way))
+        return {name: value for name, value in entry.items() if name != "threshold"}  # a probability, once
 
-    def network(self, adapted: Adapted, task: Task) -> Network:
-        """The network that it became by adapting to a task.
+    @torch.no_grad()
+    def known(self, adapted: Adapted, task: Task) -> tuple[References, float] | None:
+        """What the images of a task say of "none of these": references for scores, and the least score of a class.
+
+        None if it has no calibration for that.
+
+        Raises:
+            UserError: The background is not one of the method's features.
+        """
+        calibration = self.calibration(task) or {}
+        if calibration.get("least") is None:
+            return None
+        _, first = np.unique(task.rows, return_index=True)
+        support = task.support
+        features, y = self.method.features(adapted, support.x[first]), support.y[first]
+        background = self.background
+        if background is not None and (background.shape[1:], background.dtype) != (features.shape[1:], features.dtype):
+            raise UserError(
+                f"{self.meta['checkpoint']} is damaged (its {BACKGROUND} is {tuple(background.shape)}, for features of "
+                f"{features.shape[1]} numbers): get or train it anew"
+            )
+        references = References.of(features, y, support.n_way, background)
+        return references, threshold(calibration, references.left_out_scores(features, y))
+
+    def network(self, adapted: Adapted, task: Task, references: References | None = None) -> Network:
+        """The network that it became by adapting to a task; without references, it gives no scores.
 
         Raises:
             UserError: Adapting has diverged.
@@ -88,17 +120,19 @@ class MetaLearner:
             checkpoint.check_finite(adapted)
         except ValueError as error:
             raise UserError(f"adapting has diverged ({error}): take another --checkpoint") from error
-        return Network(self.method, adapted, self.preprocessing, temperature(self.calibration(task)), self.device)
+        heat = temperature(self.calibration(task))
+        return Network(self.method, adapted, self.preprocessing, heat, self.device, references)
 
-    def describe(self, task: Task, seed: int) -> dict[str, Any]:
+    def describe(self, task: Task, seed: int, threshold: float | None = None) -> dict[str, Any]:
         """All plain values of the classifier that it became by adapting to a task."""
+        calibration = self.calibration(task)
         return {
             **self.meta,
             "classes": task.classes.tolist(),
             "images": task.counts,
             "seed": seed,
             "preprocessing": asdict(self.preprocessing),
-            "calibration": self.calibration(task),
+            "calibration": calibration if threshold is None else {**(calibration or {}), "threshold": threshold},
         }
 
 

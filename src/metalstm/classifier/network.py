@@ -1,10 +1,11 @@
-"""From pixels to probabilities."""
+"""From pixels to probabilities, and to the score of "none of these"."""
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from metalstm.classifier.outsiders import References
 from metalstm.errors import UserError
 from metalstm.images import Preprocessing
 from metalstm.methods import Adapted, Method
@@ -13,7 +14,7 @@ BATCH = 128  # images at a time; more are no faster
 
 
 class Network(nn.Module):
-    """An adapted method as one module: it takes pixels and gives calibrated probabilities.
+    """An adapted method as one module: it takes pixels and gives calibrated probabilities, and scores.
 
     Args:
         method: The method that adapted.
@@ -21,6 +22,7 @@ class Network(nn.Module):
         preprocessing: Makes the pixels of an image.
         temperature: Logits are divided by it.
         device: Where to compute.
+        references: What features are compared with; without, there are no scores of "none of these".
     """
 
     def __init__(
@@ -30,29 +32,32 @@ class Network(nn.Module):
         preprocessing: Preprocessing,
         temperature: float = 1.0,
         device: torch.device | str = "cpu",
+        references: References | None = None,
     ):
         super().__init__()
         self.method, self.preprocessing, self.temperature, self.device = method, preprocessing, temperature, device
         self.adapted = {name: tensor.to(device) for name, tensor in adapted.items()}
+        self.references = references and References(*(tensor.to(device) for tensor in references))
         self.to(device).eval().requires_grad_(False)
 
-    def forward(self, pixels: UInt8[Tensor, "n height width channels"]) -> Float[Tensor, "n n_way"]:
-        """Probabilities of the classes."""
-        logits = self.method.logits(self.adapted, to_x(pixels, self.preprocessing.drawing))
-        return (logits / self.temperature).softmax(-1)
+    def forward(self, pixels: UInt8[Tensor, "n height width channels"]) -> tuple[Tensor, ...]:
+        """Probabilities of the classes, (n, n_way), and scores of "none of these", (n,), if there are references."""
+        features = self.method.features(self.adapted, to_x(pixels, self.preprocessing.drawing))
+        probabilities = (self.method.scores(self.adapted, features) / self.temperature).softmax(-1)
+        return (probabilities, self.references.scores(features)) if self.references else (probabilities,)
 
     @torch.no_grad()
-    def probabilities(self, pixels: UInt8[np.ndarray, "n height width channels"]) -> Float[np.ndarray, "n n_way"]:
+    def answers(self, pixels: UInt8[np.ndarray, "n height width channels"]) -> list[np.ndarray]:
         """The same for any number of images, a batch at a time; there must be at least one.
 
         Raises:
             UserError: They are not finite: adapting has diverged, or the weights are damaged.
         """
         batches = torch.from_numpy(pixels).to(self.device).split(BATCH)
-        probabilities = torch.cat([self(batch) for batch in batches]).cpu().numpy()
-        if not np.isfinite(probabilities).all():
+        answers = [torch.cat(parts).cpu().numpy() for parts in zip(*map(self, batches), strict=True)]
+        if not all(np.isfinite(each).all() for each in answers):
             raise UserError("the classifier's probabilities are not finite: adapt anew, with another checkpoint")
-        return probabilities
+        return answers
 
 
 def to_x(pixels: UInt8[Tensor, "n height width channels"], drawing: bool) -> Float[Tensor, "n channels height width"]:

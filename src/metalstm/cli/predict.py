@@ -40,7 +40,7 @@ class Predict(Command):
     ]
     """Image files; folders, for all images in them; `-` to read paths from stdin, one on each line."""
     reject: bool = False
-    """Answer "none of these" where no class is probable. Of images of the classes, nine in ten should pass."""
+    """Answer "none of these" where an image is near to no class. Of images of the classes, nine in ten should pass."""
     csv: str | None = None
     """File to write the answers to as a table, with a column p(CLASS) for each class; `-` for stdout."""
     json: str | None = None
@@ -60,11 +60,10 @@ class Predict(Command):
         from metalstm.classifier import Classifier
 
         classifier = Classifier.load(self.classifier, device)
-        if self.reject:
-            classifier.threshold()  # raises if it has none
+        least = classifier.threshold() if self.reject else None  # raises if it has none
         paths = images.find(self.images, lines(sys.stdin))
-        good, probabilities, faults = classifier.predict_files(paths)
-        known = classifier.are_known(probabilities) if self.reject else [True] * len(good)
+        good, probabilities, scores, faults = classifier.predict_files_with_scores(paths)
+        known = [True] * len(good) if least is None or scores is None else scores >= least
         best = classifier.classes_[probabilities.argmax(1)].tolist()
         answers = [
             {

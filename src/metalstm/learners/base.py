@@ -115,8 +115,14 @@ class Learner(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "*tasks n n_way"], Float[Tensor, "*tasks n_moments"]]:
         """Logits, and the moments that normalized the images; arguments as in `features`."""
         features, moments = self.features(theta, x, moments, train)
+        return self.head(theta, features), moments
+
+    def head(
+        self, theta: Float[Tensor, "*tasks n_params"], features: Float[Tensor, "*tasks n n_features"]
+    ) -> Float[Tensor, "*tasks n n_way"]:
+        """Logits of features."""
         rows = theta[..., self.n_body :].unflatten(-1, (-1, self.n_features + 1))
-        return features @ rows[..., :-1].mT + rows[..., -1].unsqueeze(-2), moments
+        return features @ rows[..., :-1].mT + rows[..., -1].unsqueeze(-2)
 
     def init_head(self, n_way: int, generator: torch.Generator) -> Float[Tensor, " n_head"]:
         """Draw the head as Torch7 does: U(+-1/sqrt(n_features))."""

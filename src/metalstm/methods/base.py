@@ -167,11 +167,23 @@ class Method(nn.Module, ABC):
     def adapt(self, support: Support) -> Adapted:
         """Learn from a support set; deterministic, and leaves the method as it was."""
 
-    @abstractmethod
+    def features(
+        self, adapted: Adapted, x: Float[Tensor, "*tasks n channels height width"]
+    ) -> Float[Tensor, "*tasks n n_features"]:
+        """What it sees of images. Those of images of one class should point in similar directions."""
+        raise NotImplementedError
+
+    def scores(
+        self, adapted: Adapted, features: Float[Tensor, "*tasks n_query n_features"]
+    ) -> Float[Tensor, "*tasks n_query n_way"]:
+        """Class scores of the features of new images."""
+        raise NotImplementedError
+
     def logits(
         self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"]
     ) -> Float[Tensor, "*tasks n_query n_way"]:
         """Class scores of new images."""
+        return self.scores(adapted, self.features(adapted, query_x))
 
     @abstractmethod
     def forward(self, batch: Any) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

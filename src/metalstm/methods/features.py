@@ -71,11 +71,11 @@ class OnFeatures(Method):
         with torch.no_grad():
             return self.fit(self.embed(support.x), support)
 
-    def logits(
-        self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"]
-    ) -> Float[Tensor, "*tasks n_query n_way"]:
-        """Embed, and `scores`."""
-        return self.scores(adapted, self.embed(query_x))
+    def features(
+        self, adapted: Adapted, x: Float[Tensor, "*tasks n channels height width"]
+    ) -> Float[Tensor, "*tasks n n_features"]:
+        """`embed`, whatever it has adapted to."""
+        return self.embed(x)
 
     def forward(self, batch: Any) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Query loss and accuracy of episodes, with a gradient through `fit` and `scores`."""

@@ -227,13 +227,24 @@ class GradientMethod(Method):
             return None
         return {layer: torch.stack([step[layer].mean(-1) for step in steps], 1) for layer in steps[0]}
 
+    def features(
+        self, adapted: Adapted, x: Float[Tensor, "*tasks n channels height width"], train: bool = False
+    ) -> Float[Tensor, "*tasks n n_features"]:
+        """What the head sees of images."""
+        return self.learner.features(adapted["theta"], self.learner.fixed(x, train), adapted.get("moments"), train)[0]
+
+    def scores(
+        self, adapted: Adapted, features: Float[Tensor, "*tasks n_query n_features"]
+    ) -> Float[Tensor, "*tasks n_query n_way"]:
+        """What the head makes of features."""
+        logits = self.learner.head(adapted["theta"], features)
+        return logits if self.log_scale is None else logits * self.log_scale.exp()
+
     def logits(
         self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"], train: bool = False
     ) -> Float[Tensor, "*tasks n_query n_way"]:
         """Class scores of new images."""
-        x = self.learner.fixed(query_x, train)
-        logits = self.learner(adapted["theta"], x, adapted.get("moments"), train)[0]
-        return logits if self.log_scale is None else logits * self.log_scale.exp()
+        return self.scores(adapted, self.features(adapted, query_x, train))
 
     def forward(self, batch: Episode) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """The query loss and accuracy at the final theta, normalized as `train_query_norm` says."""

@@ -43,11 +43,17 @@ class PixelNearestNeighbor(Method):
         """Keep the support set; `n_way` is a tensor, so that everything adapted can be saved."""
         return {"x": support.x.flatten(-3), "y": support.y, "n_way": torch.tensor(support.n_way)}
 
-    def logits(
-        self, adapted: Adapted, query_x: Float[Tensor, "*tasks n_query channels height width"]
+    def features(
+        self, adapted: Adapted, x: Float[Tensor, "*tasks n channels height width"]
+    ) -> Float[Tensor, "*tasks n n_features"]:
+        """Pixels."""
+        return x.flatten(-3)
+
+    def scores(
+        self, adapted: Adapted, features: Float[Tensor, "*tasks n_query n_features"]
     ) -> Float[Tensor, "*tasks n_query n_way"]:
         """Minus the distance to the nearest support image of each class."""
-        return best_of_class(-torch.cdist(query_x.flatten(-3), adapted["x"]), adapted)
+        return best_of_class(-torch.cdist(features, adapted["x"]), adapted)
 
     def check_adapted(self, adapted: Adapted, n_way: int) -> None:
         """Labels, as many as images."""
