@@ -13,7 +13,7 @@ import numpy as np
 from app.serving import TRAIN, ask, event, outcome, start
 from metalstm.app.cards import data_url
 
-CLASSIFY = 3  # the number of the event behind an image to be classified
+CLASSIFY = 4  # the number of the event behind an image to be classified
 GROWTH = 1.1, 50  # times and MB that memory may have grown by, from the second quarter of the time to the last
 
 

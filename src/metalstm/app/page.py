@@ -62,15 +62,15 @@ def page(learner: Classifier) -> gr.Blocks:
                     with gr.Column(scale=3, min_width=200):
                         answer = gr.HTML(NO_ANSWER)
                 download = gr.DownloadButton("Download the classifier", interactive=False)
-        support.change(
-            lambda cards: gr.Button(interactive=len(_named(cards)) > 1), support, learn, show_progress="hidden"
-        )
         example.click(example_cards, None, [support, query], show_progress="minimal")
-        learn.click(lambda: render("accuracy.html", estimate=None, few=False), None, accuracy, show_progress="hidden")
         learn.click(partial(train, learner), support, [classifier, progress, download], show_progress="hidden").success(
             classify, [classifier, query], answer, show_progress="hidden"
         ).success(estimate, classifier, accuracy, show_progress="hidden")
         query.change(classify, [classifier, query], answer, show_progress="hidden", trigger_mode="always_last")
+        support.change(
+            lambda cards: gr.Button(interactive=len(_named(cards)) > 1), support, learn, show_progress="hidden"
+        )
+        learn.click(lambda: render("accuracy.html", estimate=None, few=False), None, accuracy, show_progress="hidden")
     return blocks
 
 
