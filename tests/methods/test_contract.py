@@ -353,7 +353,7 @@ def test_a_few_steps_lower_the_loss(run):
     if sum(each.numel() for each in trained(method).values()) < 10:  # of a method without its body; may start well
         enough = 1.0
     groups = [{"params": parameters} for parameters in method.parameter_groups().values() if parameters]
-    optimizer = torch.optim.Adam(groups, lr=1e-2 if run.learner == own.learner else 2e-3)
+    optimizer = torch.optim.Adam(groups, lr=1e-2 if run.learner == own.learner else 5e-4)
     losses = []
     for _ in range(30):
         loss = seeded_loss(method, training_batch)
