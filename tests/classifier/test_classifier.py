@@ -191,7 +191,8 @@ def test_the_users_own_images_move_the_threshold(make, patterns):
     checkpoint.save(path, tensors, meta | {"calibration": [entry]})
     fitted = Classifier(path).fit(patterns.support, patterns.labels)  # 5, 3 and 1 images: 8 can be left out
     references, learner = fitted.network.references, MetaLearner.load(path)
-    assert references and fitted._examples
+    assert references
+    assert fitted._examples
     task = learner.task(fitted._examples.pixels, fitted._examples.labels, 0)
     features = fitted.method.features(fitted.network.adapted, task.support.x)
     labels = task.support.y.tolist()
