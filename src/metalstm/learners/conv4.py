@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from math import prod, sqrt
 from typing import Annotated, Any, Literal
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from metalstm import kernels
 from metalstm.errors import UserError
 from metalstm.kernels import blocks
-from metalstm.learners.base import Learner, LearnerSettings, each_task
+from metalstm.learners.base import LearnerSettings
+from metalstm.learners.convolutional import Convolutional
 from metalstm.settings import Share
 
 
-class Conv4(Learner):
+class Conv4(Convolutional):
     """Four blocks of 3x3 convolution, batch normalization, 2x2 max-pool and ReLU, then a linear head.
 
     Convolution weights lie in theta as (out, 3, 3, in), so that they are channels-last, which is the faster layout on
@@ -54,7 +55,6 @@ class Conv4(Learner):
         """Once trained, the head sees the mean of the features of an image and of its mirror image: twice the work."""
 
     eps = 1e-3
-    length = sqrt(128)  # of unit features, at all sizes of images, so that the same rates suit their heads
     n_blocks = 4
 
     def __init__(self, image_shape: Sequence[int], settings: Settings = Settings()):
@@ -109,21 +109,6 @@ class Conv4(Learner):
             parts.append(part)
         return torch.cat(parts)
 
-    def features(
-        self,
-        theta: Float[Tensor, "*tasks n_params"],
-        x: Float[Tensor, "*tasks n channels height width"],
-        moments: Float[Tensor, "*tasks n_moments"] | None = None,
-        train: bool = False,
-    ) -> tuple[Float[Tensor, "*tasks n n_features"], Float[Tensor, "*tasks n_moments"]]:
-        """What the head sees, and the moments, as `Learner.features`."""
-        one_task = partial(self._features, train)
-        if moments is None:
-            features, moments = each_task(one_task, theta, x)
-        else:
-            features, _ = each_task(one_task, theta, x, moments)
-        return features, moments
-
     def unbiased(
         self, moments: Float[Tensor, "*tasks n_moments"], n_images: int, train: bool = False
     ) -> Float[Tensor, "*tasks n_moments"]:
@@ -135,19 +120,6 @@ class Conv4(Learner):
     def initial_moments(self) -> Float[Tensor, " n_moments"]:
         """Mean 0, variance 1."""
         return torch.tensor([0.0, 1.0]).repeat_interleave(self.filters).repeat(self.n_blocks)
-
-    def _mirrors(self, train: bool) -> bool:
-        return self.settings.mirror and not train
-
-    def _features(self, train: bool, theta: Tensor, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self._mirrors(train):
-            features, moments = self._embed(train, theta, torch.cat([x, x.flip(-1)]), moments)
-            features = features.unflatten(0, (2, -1)).mean(0)
-        else:
-            features, moments = self._embed(train, theta, x, moments)
-        if self.settings.unit_features:
-            features = F.normalize(features, dim=-1) * self.length
-        return features, moments
 
     def _embed(self, train: bool, theta: Tensor, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
         dtype = torch.bfloat16 if self.bf16 else theta.dtype

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from metalstm.errors import UserError
 from metalstm.kernels import residual
-from metalstm.learners.base import Learner, LearnerSettings, each_task
+from metalstm.learners.base import LearnerSettings
+from metalstm.learners.convolutional import Convolutional
 
 GROWTH = {"double": (1, 2, 4, 8), "published": (1, 2.5, 5, 10)}  # filters of each block, times those of the first
 
 
-class ResNet12(Learner):
+class ResNet12(Convolutional):
     """Four residual blocks, the mean of each filter over the image, then a linear head.
 
     A block has three 3x3 convolutions, each with batch normalization, and leaky ReLU between them. Its input, by a 1x1
@@ -52,7 +53,6 @@ class ResNet12(Learner):
 
     eps = 1e-5
     slope = 0.1  # of leaky ReLU below 0
-    length = sqrt(128)  # of unit features, as Conv4's, so that the same rates suit their heads
 
     def __init__(self, image_shape: Sequence[int], settings: Settings = Settings()):
         super().__init__()
@@ -90,21 +90,6 @@ class ResNet12(Learner):
             parts.append(part)
         return torch.cat(parts)
 
-    def features(
-        self,
-        theta: Float[Tensor, "*tasks n_params"],
-        x: Float[Tensor, "*tasks n channels height width"],
-        moments: Float[Tensor, "*tasks n_moments"] | None = None,
-        train: bool = False,
-    ) -> tuple[Float[Tensor, "*tasks n n_features"], Float[Tensor, "*tasks n_moments"]]:
-        """What the head sees, and the moments, as `Learner.features`."""
-        one_task = partial(self._features, train)
-        if moments is None:
-            features, moments = each_task(one_task, theta, x)
-        else:
-            features, _ = each_task(one_task, theta, x, moments)
-        return features, moments
-
     def unbiased(
         self, moments: Float[Tensor, "*tasks n_moments"], n_images: int, train: bool = False
     ) -> Float[Tensor, "*tasks n_moments"]:
@@ -122,20 +107,7 @@ class ResNet12(Learner):
         pair, n = torch.tensor([0.0, 1.0]), len(residual.SIDES)
         return torch.cat([pair.repeat_interleave(width).repeat(n) for width in self.widths])
 
-    def _mirrors(self, train: bool) -> bool:
-        return self.settings.mirror and not train
-
-    def _features(self, train: bool, theta: Tensor, x: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self._mirrors(train):
-            features, moments = self._embed(theta, torch.cat([x, x.flip(-1)]), moments)
-            features = features.unflatten(0, (2, -1)).mean(0)
-        else:
-            features, moments = self._embed(theta, x, moments)
-        if self.settings.unit_features:
-            features = F.normalize(features, dim=-1) * self.length
-        return features, moments
-
-    def _embed(self, theta: Tensor, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _embed(self, train: bool, theta: Tensor, x: Tensor, moments: Tensor | None) -> tuple[Tensor, Tensor]:
         body = theta[: self.n_body]
         shape = self._shape(torch.bfloat16 if self.bf16 else theta.dtype)
         plain = partial(_plain, shape, x.to(theta.dtype))
