@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from app.serving import ask, event, outcome, start
+from app.serving import TRAIN, ask, event, outcome, start
 from hostile.lists import WORDS, png
 from hostile.mutations import VALUES, Random, mutated_bytes
 from hostile.pictures import image as image_file
@@ -92,7 +92,7 @@ class Cases:
         status, _, said = ask(self.url, "POST", "/gradio_api/queue/join", content)
         if status != 200:
             raise refused(status, said)
-        if body.get("session_hash") != session or body.get("fn_index") != 1 or content != json.dumps(body).encode():
+        if body.get("session_hash") != session or body.get("fn_index") != TRAIN or content != json.dumps(body).encode():
             return
         answer = outcome(self.url, session)
         if not answer["success"]:
