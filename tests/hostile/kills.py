@@ -147,7 +147,8 @@ def same_runs(one: Path, other: Path) -> None:
     same_files("config.json")(one, other)
     for run in (one, other):
         assert (run / "report.html").read_text().rstrip().endswith("</html>"), "no whole report"
-        assert not list(run.glob(".*.tmp")), "half a file is left"
+        left = [path.name for path in run.glob(".*.tmp")]
+        assert not left, f"half a file is left: {left}"
 
 
 def same_tables(one: Path, other: Path) -> None:

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,14 @@ def test_the_page_of_a_run_without_meta_training_shows_no_curve(tmp_path):
     headings = ["One task", "Accuracy on meta-val", "Configuration", "Machine and versions"]
     assert re.findall(r"<h2>(.*)</h2>", page) == headings
     assert not list(run.glob("*.png"))
+
+
+def test_what_a_killed_report_left_is_removed(tmp_path):
+    meta_sets = load_folder(make_folder(tmp_path / "images"))
+    run = tmp_path / "run"
+    train(tiny_config(meta_sets, "pixels"), meta_sets, run)
+    left = [run / f".{name}.123.tmp" for name in ("report.html", "curve.png", "gates.png")]
+    for path in left:
+        path.write_text("half")
+    report.write_run(run, "A run", meta_sets.splits["meta-val"])
+    assert not any(map(Path.exists, left))

@@ -32,6 +32,7 @@ def write_run(out: Path, title: str, images: ImagesByClass, results: Sequence[Bl
     Raises:
         UserError: The run has no checkpoint yet, or a file cannot be written.
     """
+    files.remove_temporary(out, "report.html", "curve.png", "gates.png")
     method, config, meta = checkpoint.load_method(out)
     within_group = config.training.within_group
     sampler = EpisodeSampler(
@@ -79,7 +80,6 @@ def write_run(out: Path, title: str, images: ImagesByClass, results: Sequence[Bl
             [(name.replace("_", " "), str(value)) for name, value in machine.items() if value not in (None, "")],
         ),
     ]
-    files.remove_temporary(out, "report.html")
     files.write(out / "report.html", page(title, blocks).encode())
 
 
