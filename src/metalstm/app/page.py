@@ -26,6 +26,12 @@ N_CONFUSED = 5  # pairs of classes that are shown
 DECENT = 0.75  # area under the ROC curve on meta-val from which on "perhaps none of these" means something
 CERTAIN = 0.95  # probability from which on nothing is said against an answer
 JS = Path(__file__).with_name("app.js")
+# Whether the button is enabled is decided in the browser: no event is then on its way when it is pressed. Gradio's
+# client closes its stream of answers when the last one has come, and misses those of an event that starts just then.
+ENABLE = """(cards) => ({
+  __type__: "update",
+  interactive: cards.filter((card) => card.images.length).length > 1,
+})"""
 
 
 def page(learner: Classifier) -> gr.Blocks:
@@ -63,14 +69,12 @@ def page(learner: Classifier) -> gr.Blocks:
                         answer = gr.HTML(NO_ANSWER)
                 download = gr.DownloadButton("Download the classifier", interactive=False)
         example.click(example_cards, None, [support, query], show_progress="minimal")
-        learn.click(partial(train, learner), support, [classifier, progress, download], show_progress="hidden").success(
+        learned = [classifier, progress, download, accuracy]
+        learn.click(partial(train, learner), support, learned, show_progress="hidden").success(
             classify, [classifier, query], answer, show_progress="hidden"
         ).success(estimate, classifier, accuracy, show_progress="hidden")
         query.change(classify, [classifier, query], answer, show_progress="hidden", trigger_mode="always_last")
-        support.change(
-            lambda cards: gr.Button(interactive=len(_named(cards)) > 1), support, learn, show_progress="hidden"
-        )
-        learn.click(lambda: render("accuracy.html", estimate=None, few=False), None, accuracy, show_progress="hidden")
+        support.change(None, support, learn, js=ENABLE)
     return blocks
 
 
@@ -78,7 +82,8 @@ def train(learner: Classifier, cards: Cards) -> Iterator[tuple[Any, ...]]:
     """Learn from the cards.
 
     Yields:
-        After each inner step the charts; at the end the classifier, the charts and the button to download it.
+        After each inner step the charts; at the end the classifier, the charts and the button to download it; each
+        time what stands in the place of the accuracy.
 
     Raises:
         gr.Error: The cards cannot be learned from. The page shows the message.
@@ -90,13 +95,14 @@ def train(learner: Classifier, cards: Cards) -> Iterator[tuple[Any, ...]]:
         raise _error("Give each class a name of its own.")
     labels = [card["name"] for card in cards for _ in card["images"]]
     classifier = Classifier(**learner.get_params())
+    unknown = render("accuracy.html", estimate=None, few=False)  # until it has been estimated
     started = time.perf_counter()
     steps = []
     try:
         images = [read(image) for card in cards for image in card["images"]]
         for step in classifier.steps(images, labels):
             steps.append(step)
-            yield gr.skip(), charts(steps), gr.skip()
+            yield gr.skip(), charts(steps), gr.skip(), unknown
     except UserError as error:
         raise _error(str(error)) from error
     finally:
@@ -107,7 +113,7 @@ def train(learner: Classifier, cards: Cards) -> Iterator[tuple[Any, ...]]:
     path = Path(tempfile.mkdtemp(dir=folder)) / "classifier.safetensors"
     classifier.save(path)
     make_room(folder)
-    yield classifier, charts(steps, note), gr.DownloadButton(value=path, interactive=True)
+    yield classifier, charts(steps, note), gr.DownloadButton(value=path, interactive=True), unknown
 
 
 def estimate(classifier: Classifier) -> str:
