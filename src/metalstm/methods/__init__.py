@@ -6,6 +6,7 @@ from metalstm.methods.baseline_pp import BaselinePlusPlus
 from metalstm.methods.class_means import ClassMeans
 from metalstm.methods.features import OnFeatures
 from metalstm.methods.finetune import Finetune
+from metalstm.methods.from_random import FromRandom
 from metalstm.methods.gradient import GradientMethod, InnerLoop, Step
 from metalstm.methods.logistic import Logistic
 from metalstm.methods.lslr import ALFA, LSLR, MetaSGDMethod
@@ -42,11 +43,13 @@ METHODS: dict[str, type[Method]] = {
     "lslr": LSLR,
     "alfa": ALFA,
     "meta-lstm": MetaLearnerLSTM,
+    "from-random": FromRandom,
 }
 
 __all__ = [
     "METHODS",
     "Adapted",
+    "FromRandom",
     "GradientMethod",
     "InnerLoop",
     "Method",

@@ -2,6 +2,7 @@
 
 from metalstm.optimizers.alfa import Alfa
 from metalstm.optimizers.base import InnerOptimizer
+from metalstm.optimizers.layer_lstm import LayerLSTM
 from metalstm.optimizers.learned_rates import LearnedRates
 from metalstm.optimizers.meta_lstm import MetaLSTM, MetaLSTMState
 from metalstm.optimizers.meta_sgd import MetaSGD
@@ -10,6 +11,7 @@ from metalstm.optimizers.rules import SGD, Adadelta, Adagrad, Adam, Momentum, Ru
 # What `--optimizer` takes. A new one is a file in this folder and a line here.
 OPTIMIZERS: dict[str, type[InnerOptimizer]] = {
     "meta-lstm": MetaLSTM,
+    "layer-lstm": LayerLSTM,
     "learned-rates": LearnedRates,
     "meta-sgd": MetaSGD,
     "alfa": Alfa,
@@ -31,6 +33,7 @@ __all__ = [
     "Adam",
     "Alfa",
     "InnerOptimizer",
+    "LayerLSTM",
     "LearnedRates",
     "MetaLSTM",
     "MetaLSTMState",
