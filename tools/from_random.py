@@ -5,8 +5,8 @@
 Each is a run folder or checkpoint of `metalstm train --method from-random`. LSTM has `--optimizer layer-lstm`; of those
 with the same optimizer and forget gate, the best after 10 steps on meta-val is compared. Fixed rules are tuned on
 meta-val for each number of steps. Then meta-test is opened: accuracy of queries and loss of the support set after 5,
-10 and 20 steps, and more, from the same random weights for all. Results are kept file by file in `--out`, so that a run that
-was stopped goes on, and `--only` computes a part. METALSTM_DATA names the data.
+10 and 20 steps, from the same random weights for all. Results are kept file by file in `--out`, so that a run that was
+stopped goes on, and `--only` computes a part. METALSTM_DATA names the data.
 """
 
 import argparse

@@ -119,6 +119,7 @@ class FromRandom(GradientMethod):
         seeds = [torch.Generator().manual_seed(zlib.crc32(each.tobytes())) for each in images]
         drawn = [self.learner.init(support.n_way, seed) for seed in seeds]
         theta = torch.stack(drawn).to(self.moments_0).view(*tasks, -1)
+        theta.requires_grad_(torch.is_grad_enabled())  # second derivatives flow through the first step too
         moments = self.moments_0.expand(*tasks, -1)
         return Step(theta, theta.new_full(tasks, torch.nan), moments, self.optimizer.init(theta))
 
