@@ -15,6 +15,7 @@ from metalstm.classifier.inputs import Pixels, Task, make_task
 from metalstm.classifier.network import Network
 from metalstm.classifier.outsiders import References, threshold
 from metalstm.errors import UserError
+from metalstm.geometry import Framing
 from metalstm.images import Preprocessing, show_drawings
 from metalstm.methods import Adapted, Method, RunConfig
 
@@ -43,11 +44,18 @@ class MetaLearner:
     device: torch.device | str = "cpu"
 
     @classmethod
-    def load(cls, name: str | Path, device: torch.device | str = "cpu") -> "MetaLearner":
+    def load(
+        cls, name: str | Path, device: torch.device | str = "cpu", framing: Framing | None = None
+    ) -> "MetaLearner":
         """The meta-learner of a shipped checkpoint's name, a run folder or a file.
 
+        Args:
+            name: Of the checkpoint.
+            device: Where to compute.
+            framing: As in `Preprocessing`.
+
         Raises:
-            UserError: There is no such checkpoint, it is damaged, or the device is not usable.
+            UserError: There is no such checkpoint, it is damaged, the device is not usable, or the framing is unknown.
         """
         device = devices.usable(device)
         path = checkpoint.find(name)
@@ -61,7 +69,8 @@ class MetaLearner:
         background = checkpoint.load(path)[0].get(BACKGROUND)
         if background is not None:
             background = background.to(device)
-        return cls(method.to(device), preprocessing(config), meta.get("calibration") or [], background, kept, device)
+        pixels = preprocessing(config, framing)
+        return cls(method.to(device), pixels, meta.get("calibration") or [], background, kept, device)
 
     def task(self, pixels: Pixels, labels: np.ndarray, seed: int) -> Task:
         """The support set of some images.
@@ -155,10 +164,10 @@ def nearest_shipped(drawings: bool, n_shot: float) -> str:
     return min(distances, key=distances.__getitem__)
 
 
-def preprocessing(config: RunConfig) -> Preprocessing:
-    """What makes of an image the pixels that the meta-learner was trained on."""
+def preprocessing(config: RunConfig, framing: Framing | None = None) -> Preprocessing:
+    """What makes of an image the pixels that the meta-learner was trained on; `framing` as in `Preprocessing`."""
     channels, size, _ = config.image_shape
-    return Preprocessing(size, channels, config.traits.drawing, config.traits.centered)
+    return Preprocessing(size, channels, config.traits.drawing, config.traits.centered, framing)
 
 
 def temperature(calibration: dict[str, Any] | None) -> float:
