@@ -31,12 +31,12 @@ def read(path, about):
 
 def upright(image, least):
     """An image as its camera was held, with 8 bits, on white where it is transparent."""
+    if image.mode in ("I", "F"):
+        sys.exit(f"{image.filename} has 32 bits: save it with 8 or 16")
     image.draft(None, (least, least))  # a large JPEG is decoded at a fraction of its size
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        sys.exit(f"{image.mode} of 32 bits: save the image with 8 or 16 bits")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -68,15 +68,16 @@ def center_ink(image):
     return square
 
 
-if len(sys.argv) < 3:
-    sys.exit(__doc__)
-model, *paths = sys.argv[1:]
-extra = {"metadata.json": ""}
-network = torch.export.load(model, extra_files=extra).module()
-about = json.loads(extra["metadata.json"])
-images = np.stack([read(path, about) for path in paths])
-with torch.no_grad():
-    probabilities, *scores = network(torch.from_numpy(images))
-doubts = scores[0] < about["threshold"] if scores else [False] * len(paths)
-for path, row, doubt in zip(paths, probabilities, doubts, strict=True):
-    print(f"{path}\t{about['classes'][row.argmax()]}\t{row.max():.3f}" + "\tperhaps none of these" * bool(doubt))
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    model, *paths = sys.argv[1:]
+    extra = {"metadata.json": ""}
+    network = torch.export.load(model, extra_files=extra).module()
+    about = json.loads(extra["metadata.json"])
+    images = np.stack([read(path, about) for path in paths])
+    with torch.no_grad():
+        probabilities, *scores = network(torch.from_numpy(images))
+    doubts = scores[0] < about["threshold"] if scores else [False] * len(paths)
+    for path, row, doubt in zip(paths, probabilities, doubts, strict=True):
+        print(f"{path}\t{about['classes'][row.argmax()]}\t{row.max():.3f}" + "\tperhaps none of these" * bool(doubt))

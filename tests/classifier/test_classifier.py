@@ -411,10 +411,13 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
 
     images, labels = drawings(3)
     one = Classifier("meta-lstm-omniglot-5w1s", seed=2)
-    assert repr(one) == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu', skip_bad=False)"
+    assert (
+        repr(one)
+        == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu', skip_bad=False, framing=None)"
+    )
     copy: Any = clone(one)
     assert copy is not one
-    params = {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu", "skip_bad": False}
+    params = {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu", "skip_bad": False, "framing": None}
     assert copy.get_params() == one.get_params() == params
     assert is_classifier(one)
     with pytest.raises(Exception, match="not fitted"):
@@ -434,7 +437,8 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
     with pytest.raises(UserError) as error:
         one.set_params(sede=1)
     assert (
-        str(error.value) == "unknown parameter 'sede', did you mean 'seed'? allowed: checkpoint, device, seed, skip_bad"
+        str(error.value)
+        == "unknown parameter 'sede', did you mean 'seed'? allowed: checkpoint, device, framing, seed, skip_bad"
     )
 
 
