@@ -68,7 +68,7 @@ class Cropped:
     """
 
     image: Any
-    box: Box
+    box: Sequence[int]
 
     def cut(self, image: "Image.Image", name: str) -> "Image.Image":
         """The part of the upright image.

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metalstm.errors import UserError, shown, unknown
-from metalstm.geometry import FRAMINGS, MAX_CROPS, Cropped, Framing, border_color, framed, is_whole
+from metalstm.errors import UserError, shown
+from metalstm.geometry import MAX_CROPS, Cropped, Framing, border_color, framed, is_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,8 +80,6 @@ class Preprocessing:
     def __post_init__(self):
         if self.framing is None:
             object.__setattr__(self, "framing", "letterbox" if self.drawing else "crop")
-        elif self.framing not in FRAMINGS:
-            raise unknown("framing", str(self.framing), FRAMINGS)
 
     def __call__(self, source: Any, name: str = "the image") -> np.ndarray:
         """The pixels of an image.

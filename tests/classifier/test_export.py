@@ -43,7 +43,10 @@ def fitted(request, tmp_path_factory) -> tuple[Classifier, list[Path]]:
 
 def start(example: str, *words: object) -> subprocess.CompletedProcess[str]:
     """Run an example without a way to this package."""
-    program = "import sys, runpy; sys.modules['metalstm'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    program = (
+        "import sys, runpy; sys.modules['metalstm'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     command = [sys.executable, "-c", program, EXAMPLES / example, *words]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
 

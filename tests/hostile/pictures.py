@@ -36,7 +36,7 @@ class Cases:
         remove(path)
         place(path, random)
         size, channels, framing = (random.choice(each) for each in ([16, 28, 84], [1, 3], FRAMINGS))
-        read = Preprocessing(int(size), int(channels), *(random.rand(2) < 0.5), str(framing))
+        read = Preprocessing(int(size), int(channels), *(random.rand(2) < 0.5), framing=str(framing))
         if number % 10 == 0:
             show_drawings([*find([str(self.folder)], []), path])
         box = tuple(random.randint(-1, 40, 4).tolist())

@@ -27,7 +27,7 @@ from metalstm.classifier.inputs import (
 from metalstm.classifier.meta_learner import MetaLearner, choose
 from metalstm.classifier.network import Network
 from metalstm.errors import SKIP_BAD, Problems, UserError, unknown
-from metalstm.geometry import Cropped, Framing
+from metalstm.geometry import Cropped
 from metalstm.images import Preprocessing
 from metalstm.methods import Adapted, Method
 from metalstm.methods.base import score
@@ -99,10 +99,10 @@ class Classifier:
         seed: int = 0,
         device: str = "cpu",
         skip_bad: bool = False,
-        framing: Framing | None = None,
+        framing: str | None = None,
     ):
         self.checkpoint, self.seed, self.device, self.skip_bad = checkpoint, seed, device, skip_bad
-        self.framing: Framing | None = framing
+        self.framing = framing
         self._examples: Examples | None = None
 
     def fit(self, images: Any, labels: Any) -> "Classifier":
@@ -116,7 +116,8 @@ class Classifier:
                 have as many.
 
         Raises:
-            UserError: Images cannot be read; labels do not fit them; there are fewer than 2 classes or too many.
+            UserError: Images cannot be read; labels do not fit them; there are fewer than 2 classes or too many; the
+                framing is unknown.
         """
         self.left_out_ = []
         self._learn(*self._examples_of(images, labels))

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from metalstm import checkpoint, devices
+from metalstm import checkpoint, devices, settings
 from metalstm.classifier.calibration import nearest
 from metalstm.classifier.inputs import Pixels, Task, make_task
 from metalstm.classifier.network import Network
 from metalstm.classifier.outsiders import References, threshold
 from metalstm.errors import UserError
-from metalstm.geometry import Framing
 from metalstm.images import Preprocessing, show_drawings
 from metalstm.methods import Adapted, Method, RunConfig
 
@@ -44,9 +43,7 @@ class MetaLearner:
     device: torch.device | str = "cpu"
 
     @classmethod
-    def load(
-        cls, name: str | Path, device: torch.device | str = "cpu", framing: Framing | None = None
-    ) -> "MetaLearner":
+    def load(cls, name: str | Path, device: torch.device | str = "cpu", framing: str | None = None) -> "MetaLearner":
         """The meta-learner of a shipped checkpoint's name, a run folder or a file.
 
         Args:
@@ -164,10 +161,15 @@ def nearest_shipped(drawings: bool, n_shot: float) -> str:
     return min(distances, key=distances.__getitem__)
 
 
-def preprocessing(config: RunConfig, framing: Framing | None = None) -> Preprocessing:
-    """What makes of an image the pixels that the meta-learner was trained on; `framing` as in `Preprocessing`."""
+def preprocessing(config: RunConfig, framing: str | None = None) -> Preprocessing:
+    """What makes of an image the pixels that the meta-learner was trained on; `framing` as in `Preprocessing`.
+
+    Raises:
+        UserError: The framing is unknown.
+    """
     channels, size, _ = config.image_shape
-    return Preprocessing(size, channels, config.traits.drawing, config.traits.centered, framing)
+    usual = Preprocessing(size, channels, config.traits.drawing, config.traits.centered)
+    return usual if framing is None else settings.changed(usual, "framing", framing)
 
 
 def temperature(calibration: dict[str, Any] | None) -> float:
