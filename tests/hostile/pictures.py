@@ -35,8 +35,8 @@ class Cases:
         path = self.folder / f"image{SUFFIXES[random.randint(len(SUFFIXES))]}"
         remove(path)
         place(path, random)
-        size, channels, framing = (random.choice(each) for each in ([16, 28, 84], [1, 3], FRAMINGS))
-        read = Preprocessing(int(size), int(channels), *(random.rand(2) < 0.5), framing=str(framing))
+        size, channels, framing = int(random.choice([16, 28, 84])), int(random.choice([1, 3])), FRAMINGS[number % 3]
+        read = Preprocessing(size, channels, *(random.rand(2) < 0.5), framing=framing)
         if number % 10 == 0:
             show_drawings([*find([str(self.folder)], []), path])
         box = tuple(random.randint(-1, 40, 4).tolist())
