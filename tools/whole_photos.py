@@ -63,14 +63,14 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=20)
     options = parser.parse_args()
     images = data.load("cifar-fs", options.data_root).splits["meta-test"]
-    print("| the object is | " + " | ".join(ROWS) + " |")
+    print("| the object is | " + " | ".join(ROWS) + " |")  # noqa: T201
     for where in ("in the middle", "anywhere"):
         rng = np.random.RandomState(0)
         trials = [trial(images, rng, where == "in the middle") for _ in range(options.trials)]
         table = np.array([list(each.values()) for each in trials])
         half = 1.96 * table.std(0, ddof=1) / len(table) ** 0.5
         cells = [f"{mean:.1f} +- {h:.1f}" for mean, h in zip(table.mean(0), half, strict=True)]
-        print(f"| {where} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {where} | " + " | ".join(cells) + " |", flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
