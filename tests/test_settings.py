@@ -127,10 +127,10 @@ def test_odd_values_are_refused_too(name, value):
 
 def test_every_wrong_value_is_named():
     with pytest.raises(UserError) as error:
-        settings.check(replace(Everything(), count=0, share=2.0), replace(TrainingSettings(), lr=-1.0))
+        settings.check(replace(Everything(), count=0, share=2.0), replace(TrainingSettings(), optimizer_lr=-1.0))
     assert str(error.value) == (
         "--count 0: must be at least 1 and at most 1e+09; --share 2.0: must be at least 0 and below 1; "
-        "--lr -1.0: must be above 0 and at most 1e+09"
+        "--optimizer-lr -1.0: must be above 0 and at most 1e+09"
     )
 
 

@@ -25,7 +25,8 @@ def ship(source: Path, half: bool) -> None:
         tensors = checkpoint.halved(tensors)
         method.load_state_dict(checkpoint.method_state(tensors))  # what is calibrated is what is shipped
     splits = data.load(config.data, traits=config.traits).splits
-    name = f"{config.method}-{config.data}-{config.n_way}w{config.n_shot}s"
+    learner = "" if config.learner == "conv4" else f"{config.learner}-"
+    name = f"{config.method}-{config.data}-{learner}{config.n_way}w{config.n_shot}s"
     console.print(name)
     others = background(method, splits["meta-train"], config.n_way, config.n_shot)
     calibration, taken = calibrate(method, splits["meta-val"], episodes=EPISODES, backgrounds=(None, others))

@@ -66,8 +66,8 @@ class TrainingSettings:
     them. A validation that has begun is finished."""
     meta_batch: Count = 1
     """Episodes in an outer step."""
-    lr: Positive = 1e-3
-    """Learning rate of the outer optimizer."""
+    lr: NotNegative = 1e-3
+    """Learning rate of the outer optimizer. 0 leaves the network as it is: only an inner optimizer is trained."""
     optimizer_lr: Positive = 1e-3
     """The same for the inner optimizer's own weights. With large inner steps, a fast-changing rule diverges."""
     lr_decay: bool = False

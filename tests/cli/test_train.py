@@ -300,9 +300,9 @@ REFUSED = {
         flags(episodes=-1, filters=0, lr=-0.1, norm_momentum=2, n_query=0, threads=-1),
         "--n-query 0: must be at least 1 and at most 1e+09; --norm-momentum 2.0: must be above 0 and at most 1; "
         "--filters 0: must be at least 1 and at most 4096; --episodes -1: must be at least 0 and at most 1e+09; "
-        "--lr -0.1: must be above 0 and at most 1e+09; --threads -1: must be at least 0",
+        "--lr -0.1: must be at least 0 and at most 1e+09; --threads -1: must be at least 0",
     ),
-    "not a number": (flags(lr="nan"), "--lr nan: must be above 0"),
+    "not a number": (flags(lr="nan"), "--lr nan: must be at least 0"),
     "classes": (
         flags(n_way=7),
         "7-way episodes need 7 classes, but meta-train has 6: add 1, or pass a smaller --n-way",

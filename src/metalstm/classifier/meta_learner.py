@@ -152,13 +152,15 @@ def choose(images: Sequence[Any], labels: np.ndarray) -> str:
 
 
 def nearest_shipped(drawings: bool, n_shot: float) -> str:
-    """The shipped checkpoint for drawings or photos whose number of images a class is nearest, in ratio."""
-    distances = {}
+    """The shipped checkpoint for drawings or photos with most weights; of several, the nearest in shots, in ratio."""
+    fit = {}
     for name, path in checkpoint.shipped().items():
-        config = checkpoint.read_config(path, checkpoint.load(path)[1])
+        tensors, meta = checkpoint.load(path)
+        config = checkpoint.read_config(path, meta)
         if config.traits.drawing == drawings:
-            distances[name] = abs(log(config.n_shot / n_shot))
-    return min(distances, key=distances.__getitem__)
+            size = sum(tensor.numel() for each, tensor in tensors.items() if each != BACKGROUND)
+            fit[name] = -size, abs(log(config.n_shot / n_shot))
+    return min(fit, key=fit.__getitem__)
 
 
 def preprocessing(config: RunConfig, framing: str | None = None) -> Preprocessing:

@@ -36,10 +36,9 @@ def parts(table: Table, learned: Learned, tuned: dict[str, Any]) -> dict[str, An
     method, task = learned.method, table.main_task
     train, test = (table.episodes(split, task) for split in ("meta-train", "meta-test"))
     n_means = min(ablation.MEAN_TASKS, table.budget.test_episodes)
-    choices = {
-        ablation.RULE: convergence.best_rule(tuned, list(RULES))[1],
-        ablation.HEAD_RULE: Choice(**tuned[HEAD_ONLY]["choice"]),
-    }
+    choices = {ablation.RULE: convergence.best_rule(tuned, list(RULES))[1]}
+    if HEAD_ONLY in tuned:
+        choices[ablation.HEAD_RULE] = Choice(**tuned[HEAD_ONLY]["choice"])
     variants = {
         **ablation.variants(method, map(train.__getitem__, range(n_means)), task.n_way),
         **ablation.ruled(method, choices),

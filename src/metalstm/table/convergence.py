@@ -73,9 +73,9 @@ def kept(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def convergence(table: Table, learned: Learned) -> dict[str, Any]:
     """Losses and accuracy against inner steps, for every optimizer from each start.
 
-    All rivals train the same learner from the same starts. Fixed rules are tuned on meta-val for each start: on all
-    layers, and SGD on the head alone as well, since the learned optimizer has a rate for each layer. The learned
-    optimizer was trained for its own number of steps, and is drawn beyond it.
+    All rivals train the same learner from the same starts. Fixed rules are tuned on meta-val for each start, on the
+    layers that the learned optimizer moves; if these are all layers, SGD on the head alone as well, since the learned
+    one has a rate for each. The learned optimizer was trained for its own number of steps, and is drawn beyond it.
 
     Returns:
         `points`, the inner steps that are drawn; `episodes`; and for each start and optimizer, the learned one first,
@@ -94,9 +94,10 @@ def convergence(table: Table, learned: Learned) -> dict[str, Any]:
                 rule: lambda rule=rule, longest=longest: _tuned(table, longest, rule, points, episodes)
                 for rule in RULES
             },
-            HEAD_ONLY: lambda longest=longest: _tuned(table, head_alone(longest), "sgd", points, episodes),
-            CLASS_MEANS: lambda method=method: _without_steps(table, ClassMeans(method), episodes),
         }
+        if method.settings.moves == "all":
+            rivals[HEAD_ONLY] = lambda longest=longest: _tuned(table, head_alone(longest), "sgd", points, episodes)
+        rivals[CLASS_MEANS] = lambda method=method: _without_steps(table, ClassMeans(method), episodes)
         result[start] = {
             name: kept(
                 path(table, f"{start}-{name}"),
