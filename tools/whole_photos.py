@@ -1,7 +1,7 @@
 """Measures what the framing of wide photos does to the accuracy of `adapt` and `predict`.
 
-Each photo is a CIFAR-FS image of a meta-test class on a wide canvas whose background is another image, blurred. The
-object is in the middle or anywhere along the canvas. All framings see the same photos.
+Each photo is made of a CIFAR-FS image of a meta-test class. The image lies on a wide canvas whose background is another
+image, blurred, in the middle or anywhere; or its middle half fills a wide photo. All framings see the same photos.
 
     python tools/whole_photos.py --data-root ../shared/data --trials 20
 """
@@ -26,6 +26,7 @@ ROWS = {  # framing and crops; None for boxes around the objects
     "squeeze": ("squeeze", 1),
     "boxes": (None, 1),
 }
+WHERE = ("in the middle", "anywhere", "as wide as the photo")
 
 
 def photo(pixels: np.ndarray, behind: np.ndarray, left: int) -> Image.Image:
@@ -35,17 +36,22 @@ def photo(pixels: np.ndarray, behind: np.ndarray, left: int) -> Image.Image:
     return canvas
 
 
-def trial(images, rng: np.random.RandomState, is_central: bool) -> dict[str, float]:
-    """The accuracy of each framing in percent."""
+def trial(images, rng: np.random.RandomState, where: str) -> dict[str, float]:
+    """The accuracy of each framing in percent, with objects there."""
     chosen = rng.permutation(len(images.classes))
     parts, labels = [], []
     for number in chosen[:WAY]:
         start, stop = images.spans[number]
         for k in start + rng.permutation(stop - start)[: SHOT + QUERY]:
-            left = (WIDTH - SIDE) // 2 if is_central else rng.randint(WIDTH - SIDE + 1)
+            labels.append(images.classes[number])
+            if where == "as wide as the photo":
+                large = Image.fromarray(images.images[k]).resize((WIDTH, WIDTH), Image.Resampling.BICUBIC)
+                wide = large.crop((0, (WIDTH - SIDE) // 2, WIDTH, (WIDTH + SIDE) // 2))
+                parts.append(Cropped(wide, (0, 0, WIDTH, SIDE)))
+                continue
+            left = (WIDTH - SIDE) // 2 if where == "in the middle" else rng.randint(WIDTH - SIDE + 1)
             other = images.images[images.spans[rng.choice(chosen[WAY:])][0] + rng.randint(100)]
             parts.append(Cropped(photo(images.images[k], other, left), (left, 0, left + SIDE, SIDE)))
-            labels.append(images.classes[number])
     is_support = np.arange(len(parts)) % (SHOT + QUERY) < SHOT
     found = {}
     for name, (framing, crops) in ROWS.items():
@@ -61,12 +67,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--where", nargs="+", choices=WHERE, default=WHERE)
     options = parser.parse_args()
     images = data.load("cifar-fs", options.data_root).splits["meta-test"]
     print("| the object is | " + " | ".join(ROWS) + " |")  # noqa: T201
-    for where in ("in the middle", "anywhere"):
+    for where in options.where:
         rng = np.random.RandomState(0)
-        trials = [trial(images, rng, where == "in the middle") for _ in range(options.trials)]
+        trials = [trial(images, rng, where) for _ in range(options.trials)]
         table = np.array([list(each.values()) for each in trials])
         half = 1.96 * table.std(0, ddof=1) / len(table) ** 0.5
         cells = [f"{mean:.1f} +- {h:.1f}" for mean, h in zip(table.mean(0), half, strict=True)]
