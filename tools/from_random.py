@@ -12,6 +12,7 @@ stopped goes on, and `--only` computes a part. METALSTM_DATA names the data.
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -256,7 +257,8 @@ def difference(one: Sequence[float], other: Sequence[float]) -> tuple[float, flo
 
 def page(places: dict[str, dict[str, Any]]) -> str:
     """All tables, as Markdown."""
-    lines = ["# From random weights", ""]
+    command = " ".join(["python", *sys.argv])
+    lines = ["# From random weights", "", "```", command, "```", ""]
     for name, found in places.items():
         lstm, place = found[LSTM], PLACES[name]
         n = len(lstm["accuracy"][0])
