@@ -39,6 +39,8 @@ class Predict(Command):
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGES ...", help_behavior_hint="(one or more)")
     ]
     """Image files; folders, for all images in them; `-` to read paths from stdin, one on each line."""
+    backbone: str | None = None
+    """The backbone's file, if the classifier has one and it is no longer where it was."""
     reject: bool = False
     """Answer "none of these" where an image is near to no class. Of images of the classes, nine in ten should pass."""
     csv: str | None = None
@@ -59,7 +61,7 @@ class Predict(Command):
         from metalstm import images
         from metalstm.classifier import Classifier
 
-        classifier = Classifier.load(self.classifier, device)
+        classifier = Classifier.load(self.classifier, device, self.backbone)
         least = classifier.threshold() if self.reject else None  # raises if it has none
         paths = images.find(self.images, lines(sys.stdin))
         good, probabilities, scores, faults = classifier.predict_files_with_scores(paths)
