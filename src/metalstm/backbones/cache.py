@@ -38,7 +38,9 @@ def features(
         rows = missing[start : start + BATCH]
         values = backbone.compute(pixels[rows])
         if not np.isfinite(values).all():
-            raise UserError(f"{backbone.name} gives features that are not finite: check its mean and std, or export it anew")
+            raise UserError(
+                f"{backbone.name} gives features that are not finite: check its mean and std, or export it anew"
+            )
         new |= {keys[row]: each for row, each in zip(rows, values, strict=True)}
     if new:
         _write(new)

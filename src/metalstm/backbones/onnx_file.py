@@ -39,8 +39,11 @@ class OnnxFile(Backbone):
         if len(shape) != 4 or inputs[0].type not in kinds:
             found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs)
             raise UserError(f"{path} takes {cut(found)}: it must take one tensor of floats, (n, 3, size, size)")
-        wrong = [f"{there} instead of {here}" for there, here in zip(shape[1:], (3, values.size, values.size), strict=True)
-                 if isinstance(there, int) and there != here]
+        wrong = [
+            f"{there} instead of {here}"
+            for there, here in zip(shape[1:], (3, values.size, values.size), strict=True)
+            if isinstance(there, int) and there != here
+        ]
         if wrong:
             raise UserError(f"{path} takes images of {shape[1:]} ({wrong[0]}): change size in {_beside(path).name}")
         if not values.output and len(outputs) > 1:
@@ -114,7 +117,9 @@ def read_input(path: Path, network: Path) -> Input:
         if not isinstance(values, dict):
             raise ValueError("no object")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({cut(_line(error))}): write, for example, {EXAMPLE}") from error
+        raise UserError(
+            f"{path} cannot be read as JSON ({cut(_line(error))}): write, for example, {EXAMPLE}"
+        ) from error
     missing = [name for name in ("size", "mean", "std") if name not in values]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}: write, for example, {EXAMPLE}")
@@ -135,14 +140,14 @@ def _session(path: Path) -> Any:
         UserError: onnxruntime is not installed, the file is damaged, or its weights are in other files.
     """
     try:
-        import onnx
         import onnxruntime
+        from onnx import load_model_from_string
+        from onnx.external_data_helper import _get_all_tensors, uses_external_data
     except ImportError as error:
         raise UserError(f"an ONNX backbone needs further packages ({error}): pip install 'metalstm[export]'") from error
     content = path.read_bytes()
     try:
-        tensors = onnx.external_data_helper._get_all_tensors(onnx.load_model_from_string(content))
-        if any(onnx.external_data_helper.uses_external_data(each) for each in tensors):
+        if any(map(uses_external_data, _get_all_tensors(load_model_from_string(content)))):
             raise UserError(f"{path} keeps its weights in other files: save the network as one ONNX file")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()

@@ -42,7 +42,9 @@ def check_head(head: Any) -> None:
         raise unknown("head", str(head), names)
 
 
-def on_features(backbone: Backbone, examples: Examples, head: str, seed: int, device: torch.device | str) -> MetaLearner:
+def on_features(
+    backbone: Backbone, examples: Examples, head: str, seed: int, device: torch.device | str
+) -> MetaLearner:
     """The meta-learner whose head does best on some features, with its calibration.
 
     Args:
@@ -119,6 +121,10 @@ def check_same(backbone: Backbone, meta: dict[str, Any]) -> None:
             f"{backbone.name} is another backbone than the one that made this classifier ({meta['checkpoint']}, "
             f"sha256 {meta['checkpoint_sha256'][:12]}...): pass that file with --backbone, or adapt anew"
         )
+    own, kept = backbone.preprocessing, meta["preprocessing"]
+    there = kept["image_size"], kept["channels"], kept["drawing"], meta["config"]["image_shape"][2]
+    if there != (own.image_size, own.channels, own.drawing, backbone.n_features):
+        raise UserError(f"the classifier does not fit its backbone {backbone.name}: adapt it anew")
 
 
 def _temperature(best: Tried) -> float:

@@ -253,7 +253,9 @@ class Classifier:
         if self.network.references:
             return float(self.meta["calibration"]["threshold"])
         if self.meta.get("backbone"):
-            raise UserError("this classifier has one image of each class, so it cannot answer 'none of these': give more")
+            raise UserError(
+                "this classifier has one image of each class, so it cannot answer 'none of these': give more"
+            )
         if self.meta["calibration"]:
             raise UserError(
                 "this classifier, or its meta-learner, was made by an older version, whose calibration is no longer "
@@ -429,7 +431,7 @@ class Classifier:
         if not (facts := self.meta.get("backbone")):
             return None
         if self._backbone is None:
-            kept = facts["input"] and from_dict(Input, facts["input"])
+            kept = from_dict(Input, facts["input"]) if facts.get("input") else None
             self._backbone = backbones.load(self.backbone, self.device, kept)
         check_same(self._backbone, self.meta)
         return partial(backbones.features, self._backbone)

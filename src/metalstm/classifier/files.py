@@ -16,6 +16,7 @@ from metalstm.classifier.meta_learner import PRECISION, temperature
 from metalstm.classifier.network import Network
 from metalstm.classifier.outsiders import References
 from metalstm.errors import UserError
+from metalstm.heads import HEADS
 from metalstm.images import Preprocessing
 from metalstm.methods import Method, RunConfig
 from metalstm.settings import Count, Finite, Seed
@@ -102,7 +103,9 @@ def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any], Exam
         as_classes(values.classes)
         msgspec.convert(meta["calibration"], checkpoint.Calibration | None)
         config = recipes.with_changes(recipes.from_dict(values.config), PRECISION)
-        if not values.backbone:
+        if values.backbone:
+            recipes.look_up("head", HEADS, values.backbone.head)
+        else:
             _check_preprocessing(values.preprocessing, config)
         state, held = _part(tensors, "method."), _part(tensors, "adapted.")
         adapted = {name: held[name] for name in values.adapted}

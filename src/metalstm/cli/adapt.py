@@ -81,9 +81,7 @@ class Adapt(Command):
             classifier.skip_bad = self.skip_bad
             learn = classifier.add
         else:
-            classifier = Classifier(
-                self.checkpoint, self.common.seed, device, self.skip_bad, self.backbone, self.head
-            )
+            classifier = Classifier(self.checkpoint, self.common.seed, device, self.skip_bad, self.backbone, self.head)
             learn = classifier.fit
         with self._with(listing.problems):
             learn(paths, labels)

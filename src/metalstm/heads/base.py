@@ -31,7 +31,9 @@ class Head(ABC):
         return recipes.build(config).eval()
 
 
-def describe(method: str, n_features: int, n_way: int, n_shot: int, length: float | None = 1.0, **parts: Any) -> RunConfig:
+def describe(
+    method: str, n_features: int, n_way: int, n_shot: int, length: float | None = 1.0, **parts: Any
+) -> RunConfig:
     """The configuration of a method on features, which stand for images with one row of pixels.
 
     Args:

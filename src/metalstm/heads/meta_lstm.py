@@ -28,7 +28,7 @@ class MetaLSTMHead(Head):
 
     def candidates(self, n_features: int, n_way: int, n_shot: int) -> list[RunConfig]:
         """One for each number of steps and rate."""
-        method, source = _source()
+        _, source = _source()
         return [
             describe(
                 "meta-lstm",
