@@ -84,12 +84,12 @@ def test_networks_that_give_no_vector_for_each_image_are_refused(tmp_path):
 
 def test_files_that_are_no_networks_are_refused(tmp_path, exported):
     path = tmp_path / "net.onnx"
-    with pytest.raises(UserError, match="no backbone at .*net.onnx: give the ONNX file of a network"):
+    with pytest.raises(UserError, match=r"no backbone at .*net.onnx: give the ONNX file of a network"):
         backbones.load(path)
     path.with_suffix(".json").write_text(json.dumps(INPUT))
     for content in (b"", b"not a network", exported[: len(exported) // 2]):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="net.onnx"):
+        with pytest.raises(UserError, match=r"net\.onnx"):
             backbones.load(path)
 
 
