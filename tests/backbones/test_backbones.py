@@ -1,4 +1,3 @@
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +14,20 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("METALSTM_CACHE", str(tmp_path / "cache"))
 
 
+class Counted(OwnCheckpoint):
+    """Counts the images which it computes features of."""
+
+    seen = 0
+
+    def compute(self, pixels):
+        self.seen += len(pixels)
+        return super().compute(pixels)
+
+
 @pytest.fixture
-def counted(monkeypatch):
-    """A backbone that counts the images which it computes features of."""
-    backbone = copy.copy(backbones.load("meta-lstm-cifar-fs-5w5s"))
-    backbone.seen = 0
-
-    def compute(pixels):
-        backbone.seen += len(pixels)
-        return OwnCheckpoint.compute(backbone, pixels)
-
-    monkeypatch.setattr(backbone, "compute", compute)
+def counted() -> Counted:
+    backbone = Counted.load("meta-lstm-cifar-fs-5w5s", "cpu", None)
+    assert isinstance(backbone, Counted)
     return backbone
 
 

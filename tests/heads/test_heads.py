@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from metalstm import checkpoint, recipes
 from metalstm.episodes import Support
 from metalstm.heads import HEADS
-from metalstm.methods import METHODS
+from metalstm.methods import METHODS, GradientMethod
 
 N_WAY, N_SHOT, N_FEATURES = 3, 4, 7
 
@@ -94,6 +94,7 @@ def test_the_cache_of_tip_adapter(task):
 def test_the_learned_optimizer(task):
     """A head of zeros that the shipped optimizer moves by the gradient of softmax regression, written out."""
     source, _, _ = checkpoint.load_method("meta-lstm-cifar-fs-5w5s")
+    assert isinstance(source, GradientMethod)
     for config in candidates("meta-lstm"):
         x, y, query = (
             F.normalize(each, dim=-1) * config.learner_settings.length if each.is_floating_point() else each
