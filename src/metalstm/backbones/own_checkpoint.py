@@ -57,5 +57,5 @@ class OwnCheckpoint(Backbone):
         """The features of a batch of images."""
         if self.preprocessing.drawing:
             pixels = np.stack([dark_paper(image) for image in pixels])
-        x = torch.from_numpy(pixels).to(self._device).movedim(-1, -3).float() / 255
+        x = torch.tensor(pixels, device=self._device).movedim(-1, -3).float() / 255
         return self._learner.features(self._body, self._learner.fixed(x), self._moments)[0].cpu().numpy()
