@@ -3,8 +3,8 @@
     python tools/heads.py CHECKPOINT --json OUT
 
 CHECKPOINT is one whose network gives the features. Besides the features themselves, random projections of them to 64
-and 1,024 numbers are tested. The regression is scikit-learn's, on features of length 1, with the penalty that is best in
-5-fold cross-validation on the support set. All see the same episodes of meta-test. METALSTM_DATA names the data.
+and 1,024 numbers are tested. The regression is scikit-learn's, on features of length 1, with the penalty that is best
+in 5-fold cross-validation on the support set. All see the same episodes of meta-test. METALSTM_DATA names the data.
 """
 
 import argparse
