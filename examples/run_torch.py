@@ -12,21 +12,48 @@ import torch
 from PIL import Image, ImageOps
 
 
-def read(path, size, channels, fit):
+def read(path, about):
     """An image as the network takes it: uint8 (size, size, channels)."""
-    image = ImageOps.exif_transpose(Image.open(path)).convert("L" if channels == 1 else "RGB")
-    if fit == "crop":  # a photo
+    size = about["image_size"]
+    image = upright(Image.open(path), 2 * size)
+    image = image.convert("L" if about["channels"] == 1 else "RGB")
+    if about["drawing"]:
+        image = ImageOps.autocontrast(image)
+        image = center_ink(image) if about["centered"] else image
+    if about["framing"] == "crop":
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    else:  # a drawing, which gets more paper instead of being cropped
-        pixels = np.asarray(image := ImageOps.autocontrast(image))
-        paper = int(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
-        image = center_ink(image, paper) if fit == "center" else image
-        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=paper)
-    return np.asarray(image).reshape(size, size, channels)
+    elif about["framing"] == "letterbox":  # bars, of a drawing more paper
+        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color=border_color(image))
+    else:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(size, size, -1)
 
 
-def center_ink(image, paper):
+def upright(image, least):
+    """An image as its camera was held, with 8 bits, on white where it is transparent."""
+    if image.mode in ("I", "F"):
+        sys.exit(f"{image.filename} has 32 bits: save it with 8 or 16")
+    image.draft(None, (least, least))  # a large JPEG is decoded at a fraction of its size
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image
+
+
+def border_color(image):
+    """The median of the border, a number for each channel."""
+    pixels = np.asarray(image)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    median = np.median(border, axis=0).astype(int).tolist()
+    return tuple(median) if isinstance(median, list) else median
+
+
+def center_ink(image):
     """A drawing with the center of mass of its ink in the middle."""
+    paper = border_color(image)
     ink = np.abs(np.asarray(image).astype(int) - paper)
     ink[ink < 64] = 0
     if not ink.any():
@@ -41,16 +68,16 @@ def center_ink(image, paper):
     return square
 
 
-if len(sys.argv) < 3:
-    sys.exit(__doc__)
-model, *paths = sys.argv[1:]
-extra = {"metadata.json": ""}
-network = torch.export.load(model, extra_files=extra).module()
-metadata = json.loads(extra["metadata.json"])
-classes, size, channels = (metadata[name] for name in ("classes", "image_size", "channels"))
-images = np.stack([read(path, size, channels, metadata["fit"]) for path in paths])
-with torch.no_grad():
-    probabilities, *scores = network(torch.from_numpy(images))
-doubts = scores[0] < metadata["threshold"] if scores else [False] * len(paths)
-for path, row, doubt in zip(paths, probabilities, doubts, strict=True):
-    print(f"{path}\t{classes[row.argmax()]}\t{row.max():.3f}" + "\tperhaps none of these" * bool(doubt))
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    model, *paths = sys.argv[1:]
+    extra = {"metadata.json": ""}
+    network = torch.export.load(model, extra_files=extra).module()
+    about = json.loads(extra["metadata.json"])
+    images = np.stack([read(path, about) for path in paths])
+    with torch.no_grad():
+        probabilities, *scores = network(torch.from_numpy(images))
+    doubts = scores[0] < about["threshold"] if scores else [False] * len(paths)
+    for path, row, doubt in zip(paths, probabilities, doubts, strict=True):
+        print(f"{path}\t{about['classes'][row.argmax()]}\t{row.max():.3f}" + "\tperhaps none of these" * bool(doubt))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from metalstm.errors import UserError, shown
+from metalstm.geometry import MAX_CROPS, Cropped, Framing, border_color, framed, is_whole
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,15 +65,21 @@ class Preprocessing:
     Attributes:
         image_size: Height and width in pixels of the result. The filter is Lanczos.
         channels: 3 for RGB, 1 for gray; drawings are always gray.
-        drawing: The image is ink on paper. Contrast is stretched, and an image that is not square gets more paper
-            instead of being cropped.
+        drawing: The image is ink on paper. Contrast is stretched.
         centered: The ink of a drawing is moved to the middle before the image is resized.
+        framing: How an image that is not square becomes one, as `metalstm.geometry.framed` says. None is `crop` for
+            photos and `letterbox`, which means more paper, for drawings.
     """
 
     image_size: int
     channels: int
     drawing: bool
     centered: bool = False
+    framing: Framing | None = None
+
+    def __post_init__(self):
+        if self.framing is None:
+            object.__setattr__(self, "framing", "letterbox" if self.drawing else "crop")
 
     def __call__(self, source: Any, name: str = "the image") -> np.ndarray:
         """The pixels of an image.
@@ -87,17 +94,47 @@ class Preprocessing:
         Raises:
             UserError: It cannot be read.
         """
-        from PIL import Image, ImageOps
+        return self.views(source, 1, name)[0]
+
+    def check_crops(self, crops: Any) -> None:
+        """Whether `views` can give so many crops.
+
+        Raises:
+            UserError: It cannot.
+        """
+        if not is_whole(crops) or not 1 <= crops <= MAX_CROPS:
+            raise UserError(f"--crops {shown(crops)}: must be a whole number, at least 1 and at most {MAX_CROPS}")
+        if crops > 1 and self.framing != "crop":
+            raise UserError(
+                f"--crops {crops}: this classifier looks at whole images (framing {self.framing}): leave it out, or "
+                "adapt anew with --framing crop"
+            )
+
+    def views(self, source: Any, crops: int, name: str = "the image") -> np.ndarray:
+        """The pixels of several crops of an image: squares in even steps along the longer side, from end to end.
+
+        Args:
+            source: As above.
+            crops: How many. One lies in the middle; more need `framing` to be `crop`.
+            name: As above.
+
+        Returns:
+            uint8 (crops, image_size, image_size, channels).
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        from PIL import ImageOps
 
         with open_image(source, 2 * self.image_size, name) as image:
-            if not self.drawing:
-                return square(image, self.image_size, self.channels)
-            drawn = ImageOps.autocontrast(image.convert("L"))
-            if self.centered:
-                drawn = center_ink(drawn)
-            size = (self.image_size, self.image_size)
-            padded = ImageOps.pad(drawn, size, Image.Resampling.LANCZOS, color=int(_paper(drawn)[0]))
-            return np.asarray(padded)[..., None]
+            if self.drawing:
+                image = ImageOps.autocontrast(image.convert("L"))
+                image = center_ink(image) if self.centered else image
+            else:
+                image = image.convert("L" if self.channels == 1 else "RGB")
+            places = [k / (crops - 1) for k in range(crops)] if crops > 1 else [0.5]
+            squares = [framed(image, self.image_size, self.framing or "crop", at) for at in places]
+            return np.stack([np.asarray(each).reshape(*each.size, -1) for each in squares])
 
 
 def read_image(path: Path, image_size: int, channels: int = 3) -> np.ndarray:
@@ -165,15 +202,16 @@ def _too_large(name: object, what: str) -> UserError:
 
 
 @contextlib.contextmanager
-def open_image(source: Any, least: int, name: str = "the image") -> Iterator["Image.Image"]:
+def open_image(source: Any, least: int | None, name: str = "the image") -> Iterator["Image.Image"]:
     """An image with 8 bits per channel, upright, on white if it is transparent.
 
     The first frame stands for an animated image.
 
     Args:
         source: A path; a PIL image; an array (height, width) or (height, width, channels) or a tensor (channels,
-            height, width), of bytes or of floats in 0..1, with 1, 3 or 4 channels.
-        least: Height and width in pixels that are needed. Larger files may be decoded at a fraction of their size.
+            height, width), of bytes or of floats in 0..1, with 1, 3 or 4 channels; or a part of one of these.
+        least: Height and width in pixels that are needed. Larger files may be decoded at a fraction of their size. None
+            decodes all pixels.
         name: What messages call it if it is not a file.
 
     Raises:
@@ -184,6 +222,10 @@ def open_image(source: Any, least: int, name: str = "the image") -> Iterator["Im
     try:
         if isinstance(source, Image.Image):
             yield _plain(source)
+        elif isinstance(source, Cropped):
+            name = str(source) if isinstance(source.image, str | Path) else name
+            with open_image(source.image, None, name) as whole:
+                yield source.cut(whole, name)
         elif isinstance(source, str | Path):
             name = str(source)
             with decoding(source, least) as image:
@@ -206,10 +248,8 @@ def open_image(source: Any, least: int, name: str = "the image") -> Iterator["Im
 
 def square(image: "Image.Image", size: int, channels: int) -> np.ndarray:
     """The pixels of the central square of an image, resized: uint8 (size, size, channels)."""
-    from PIL import Image, ImageOps
-
     image = image.convert("L" if channels == 1 else "RGB")
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)).reshape(size, size, channels)
+    return np.asarray(framed(image, size, "crop")).reshape(size, size, channels)
 
 
 def center_ink(image: "Image.Image") -> "Image.Image":
@@ -220,7 +260,7 @@ def center_ink(image: "Image.Image") -> "Image.Image":
     """
     from PIL import Image
 
-    paper = int(_paper(image)[0])
+    paper = int(border_color(image)[0])
     ink = np.abs(np.asarray(image).astype(int) - paper)
     ink[ink < INK] = 0
     if not ink.any():
@@ -241,7 +281,7 @@ def is_drawing(image: "Image.Image") -> bool:
     from PIL import Image
 
     small = image.convert("RGB").resize((JUDGED, JUDGED), Image.Resampling.NEAREST)
-    pixels, paper = np.asarray(small).astype(int), _paper(small)
+    pixels, paper = np.asarray(small).astype(int), border_color(small)
     is_paper = (np.abs(pixels - paper) < 40).all(-1)
     tint = np.ptp(pixels, axis=-1)
     return bool(is_paper.mean() >= 0.5 and np.percentile(tint, 95) < 48)
@@ -305,14 +345,6 @@ def dark_paper(pixels: np.ndarray) -> np.ndarray:
     """
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return 255 - pixels if 2 * int(border.sum()) > 255 * border.size else pixels
-
-
-def _paper(image: "Image.Image") -> np.ndarray:
-    """The median of the border, for each channel."""
-    pixels = np.asarray(image)
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    return np.median(border, axis=0)
 
 
 def _plain(image: "Image.Image", in_place: bool = False) -> "Image.Image":

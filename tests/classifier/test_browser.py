@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,11 +21,12 @@ from PIL import Image, ImageDraw
 from browser import check_looks, watched
 from metalstm.classifier import Classifier, browser, runtime
 from metalstm.errors import UserError
+from metalstm.geometry import FRAMINGS
 from metalstm.images import Preprocessing
 
 ARCHIVE = Path(sys.prefix) / runtime.NAME
 HOSTILE = "</script><img src=x onerror=\"document.title='run'\">"
-FITS = {"crop": (False, False), "pad": (True, False), "center": (True, True)}  # whether drawing, whether centered
+KINDS = {"photo": (False, False), "drawing": (True, False), "centered": (True, True)}
 PREPARE = """async ([encoded, about]) => {
   const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
   const canvas = await read(new Blob([bytes]));
@@ -83,7 +85,8 @@ def export(archive, tmp_path_factory) -> Callable[[str], Exported]:
             box = [(20 + k, 20), (40 + k, 40)] if k < 3 else [(k, 5), (50 + k, 55)]
             ImageDraw.Draw(image).ellipse(box, outline="black", width=4)
             image.save(path)
-        classifier = Classifier().fit(paths, [HOSTILE] * 3 + ["disc ü"] * 3)
+        framing = "squeeze" if kind == "drawings" else "letterbox"
+        classifier = Classifier(framing=framing).fit(paths, [HOSTILE] * 3 + ["disc ü"] * 3)
         page = folder / f"{kind} & <b>.html"
         browser.to_html(classifier, page, archive)
         return Exported(classifier, page, paths)
@@ -107,12 +110,18 @@ def answers(page, n: int) -> list[list[float]]:
     return page.evaluate("[...document.querySelectorAll('#answers .card')].map((card) => card.probabilities)")
 
 
-@pytest.mark.parametrize("fit", FITS)
-def test_pixels_are_those_of_pillow(browser, photos, fit):
+def turned(image: Image.Image, orientation: int) -> bytes:
+    """A JPEG whose EXIF says how the camera was held."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(image, "jpeg", exif=exif)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_pixels_are_those_of_pillow(browser, photos, kind, framing):
     """Files of all kinds, wide and tall, large and small, through the browser's own decoder."""
     rng, gray = np.random.RandomState(0), scene(50, 61, 1).convert("L")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned
     clear = scene(40, 33, 2).convert("RGBA")
     clear.putalpha(Image.fromarray(np.where(rng.rand(33, 40) < 0.3, 0, 255).astype(np.uint8)))
     images = [encoded(scene(width, height, 3), "png") for width, height in rng.randint(5, 300, (12, 2)).tolist()]
@@ -120,20 +129,19 @@ def test_pixels_are_those_of_pillow(browser, photos, fit):
     images += [encoded(Image.new("RGB", (40, 30), color), "png") for color in ("white", "black", (1, 2, 3))]
     images += [encoded(gray, "png"), encoded(gray, "jpeg"), encoded(clear, "png"), encoded(scene(40, 50, 4), "gif")]
     images += [encoded(scene(60, 40, 5), "bmp"), encoded(scene(60, 40, 5), "webp", lossless=True)]
-    images += [encoded(scene(50, 30, 6), "jpeg", exif=exif), encoded(scene(51, 53, 7), "jpeg", subsampling=0)]
+    images += [encoded(scene(51, 53, 7), "jpeg", subsampling=0), *(turned(scene(50, 30, k), k) for k in range(1, 9))]
     with watched(browser, offline=True) as page:
         opened(page, photos.page)
         for size, channels in ((28, 1), (32, 3)):
-            if fit != "crop" and channels == 3:
+            if kind != "photo" and channels == 3:
                 continue
-            drawing, centered = FITS[fit]
-            preprocessing = Preprocessing(size, channels, drawing, centered)
-            about = {"image_size": size, "channels": channels, "fit": fit}
+            preprocessing = Preprocessing(size, channels, *KINDS[kind], framing)
+            about = asdict(preprocessing)
             for number, content in enumerate(images):
                 with Image.open(io.BytesIO(content)) as image:
                     try:
                         wanted = preprocessing(image)
-                    except UserError:  # a drawing that is too narrow
+                    except UserError:  # too narrow for a letterbox
                         with pytest.raises(Exception, match="it is too narrow"):
                             page.evaluate(PREPARE, [base64.b64encode(content).decode(), about])
                         continue
@@ -143,15 +151,17 @@ def test_pixels_are_those_of_pillow(browser, photos, fit):
 
 
 def test_large_photos_are_nearly_those_of_pillow(browser, photos, tmp_path):
-    """Of a large JPEG, Python decodes a fraction and the browser all."""
-    photo(1600, 1200).save(tmp_path / "large.jpg")
-    content = base64.b64encode((tmp_path / "large.jpg").read_bytes()).decode()
-    wanted = Preprocessing(32, 3, drawing=False)(tmp_path / "large.jpg").astype(int)
+    """Of a large JPEG, Python decodes a fraction and the browser all. The phone was held upright."""
+    content = turned(photo(1600, 1200), 6)
+    (tmp_path / "large.jpg").write_bytes(content)
     with watched(browser, offline=True) as page:
         opened(page, photos.page)
-        found = page.evaluate(PREPARE, [content, {"image_size": 32, "channels": 3, "fit": "crop"}])
-    difference = np.abs(np.array(found).reshape(wanted.shape) - wanted)
-    assert difference.max() <= 3
+        for framing in FRAMINGS:
+            preprocessing = Preprocessing(32, 3, drawing=False, framing=framing)
+            wanted = preprocessing(tmp_path / "large.jpg").astype(int)
+            found = page.evaluate(PREPARE, [base64.b64encode(content).decode(), asdict(preprocessing)])
+            difference = np.abs(np.array(found).reshape(wanted.shape) - wanted)
+            assert difference.max() <= 3, framing
 
 
 @pytest.mark.parametrize(("kind", "width", "scheme"), [("photos", 1280, "light"), ("drawings", 400, "dark")])

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import metalstm
 from metalstm import checkpoint
@@ -15,6 +16,7 @@ from metalstm.classifier.outsiders import References
 from metalstm.episodes import EpisodeSampler
 from metalstm.errors import UserError
 from metalstm.evaluation import evaluate
+from metalstm.geometry import Cropped
 from metalstm.methods import METHODS
 
 # Learning
@@ -400,6 +402,78 @@ def test_adapting_that_diverges_is_reported(make, patterns, method, name, value)
         Classifier(path).fit(patterns.support, patterns.labels)
 
 
+# Whole photos
+
+
+@pytest.fixture
+def bands(make) -> tuple[Classifier, Image.Image]:
+    """A classifier of red and blue, and a wide photo that is red at the left and blue elsewhere."""
+    colors = {
+        name: np.full((20, 20, 3), color, np.uint8) for name, color in (("red", (200, 0, 0)), ("blue", (0, 0, 200)))
+    }
+    classifier = Classifier(make("protonet", calibrated=True)).fit([*colors.values()], [*colors])
+    return classifier, Image.fromarray(np.concatenate([colors["red"], *[colors["blue"]] * 2], 1))
+
+
+def test_crops_are_averaged(bands):
+    classifier, wide = bands
+    parts = [wide.crop((left, 0, left + 20, 20)) for left in (0, 20, 40)]
+    every, scores = classifier.predict_with_scores(parts)
+    assert every.argmax(1).tolist() == [1, 0, 0]
+    found, score = classifier.predict_with_scores([wide, parts[0]], crops=3)
+    np.testing.assert_allclose(found, [every.mean(0), every[0]], atol=0.02)  # the filter reaches beyond a square
+    assert scores is not None
+    assert score is not None
+    np.testing.assert_allclose(score, [scores.mean(), scores[0]], atol=0.05)
+    assert (classifier.predict_proba([wide], crops=3) == found[:1]).all()
+    assert classifier.predict([wide], crops=3).tolist() == ["blue"]
+    assert classifier.predict_proba([], crops=3).shape == (0, 2)
+    with pytest.raises(UserError, match=r"^--crops 26: must be a whole number, at least 1 and at most 25$"):
+        classifier.predict([wide], crops=26)
+
+
+def test_whole_images_have_no_crops(make, bands):
+    _, wide = bands
+    classifier = Classifier(make(), framing="letterbox").fit([wide, wide.rotate(180)], ["a", "b"])
+    with pytest.raises(UserError, match=r"^--crops 3: this classifier looks at whole images \(framing letterbox\)"):
+        classifier.predict_proba([wide], crops=3)
+    assert (classifier.predict_proba([wide], crops=1) == classifier.predict_proba([wide])).all()
+
+
+def test_parts_of_images_can_be_learned_from_and_predicted(make, bands, tmp_path):
+    _, wide = bands
+    wide.save(tmp_path / "wide.png")
+    parts = [Cropped(tmp_path / "wide.png", box) for box in ((0, 0, 20, 20), (20, 0, 40, 20))]
+    by_box = Classifier(make(), seed=1).fit(parts, ["red", "blue"])
+    cut = [wide.crop(part.box) for part in parts]
+    by_cut = Classifier(by_box.checkpoint, seed=1).fit(cut, ["red", "blue"])
+    assert (by_box.predict_proba(parts) == by_cut.predict_proba(cut)).all()
+    files, probabilities, _, faults = by_box.predict_files_with_scores(
+        [*parts, Cropped(tmp_path / "wide.png", (0, 0, 99, 9))]
+    )
+    assert files == parts
+    assert (probabilities == by_cut.predict_proba(cut)).all()
+    assert faults == [
+        f"the box of {tmp_path / 'wide.png'} is [0, 0, 99, 9], but the upright image has 60 x 20 pixels: give a box "
+        "within them"
+    ]
+
+
+def test_added_images_have_the_same_framing(make, bands, tmp_path):
+    _, wide = bands
+    images, labels = [wide, wide.rotate(180), wide.rotate(90, expand=True)], ["a", "b", "b"]
+    at_once = Classifier(make(), framing="squeeze").fit(images, labels)
+    Classifier(at_once.checkpoint, framing="squeeze").fit(images[:2], labels[:2]).save(tmp_path / "x", keep_images=True)
+    added = Classifier.load(tmp_path / "x").add(images[2:], labels[2:])
+    assert added.preprocessing == at_once.preprocessing
+    assert (added.predict_proba(images) == at_once.predict_proba(images)).all()
+
+
+def test_an_unknown_framing(make, bands):
+    with pytest.raises(UserError, match=r"^--framing zoom: must be one of crop, letterbox, squeeze"):
+        Classifier(make(), framing="zoom").fit([bands[1]] * 2, ["a", "b"])
+
+
 # scikit-learn
 
 
@@ -411,10 +485,13 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
 
     images, labels = drawings(3)
     one = Classifier("meta-lstm-omniglot-5w1s", seed=2)
-    assert repr(one) == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu', skip_bad=False)"
+    assert (
+        repr(one)
+        == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu', skip_bad=False, framing=None)"
+    )
     copy: Any = clone(one)
     assert copy is not one
-    params = {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu", "skip_bad": False}
+    params = {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu", "skip_bad": False, "framing": None}
     assert copy.get_params() == one.get_params() == params
     assert is_classifier(one)
     with pytest.raises(Exception, match="not fitted"):
@@ -434,7 +511,8 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
     with pytest.raises(UserError) as error:
         one.set_params(sede=1)
     assert (
-        str(error.value) == "unknown parameter 'sede', did you mean 'seed'? allowed: checkpoint, device, seed, skip_bad"
+        str(error.value)
+        == "unknown parameter 'sede', did you mean 'seed'? allowed: checkpoint, device, framing, seed, skip_bad"
     )
 
 

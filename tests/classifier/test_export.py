@@ -1,6 +1,8 @@
 import json
+import runpy
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ from PIL import Image, ImageDraw
 from metalstm import checkpoint
 from metalstm.classifier import Classifier, export
 from metalstm.errors import UserError
+from metalstm.geometry import FRAMINGS
+from metalstm.images import Preprocessing
 from metalstm.methods import METHODS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -39,7 +43,10 @@ def fitted(request, tmp_path_factory) -> tuple[Classifier, list[Path]]:
 
 def start(example: str, *words: object) -> subprocess.CompletedProcess[str]:
     """Run an example without a way to this package."""
-    program = "import sys, runpy; sys.modules['metalstm'] = None; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0])"
+    program = (
+        "import sys, runpy; sys.modules['metalstm'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
     command = [sys.executable, "-c", program, EXAMPLES / example, *words]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
 
@@ -69,11 +76,12 @@ def test_onnx_runs_without_this_package(fitted, tmp_path):
     onnx.checker.check_model(model)
     entries = {entry.key: entry.value for entry in model.metadata_props}
     size, channels = classifier.preprocessing.image_size, classifier.preprocessing.channels
-    fit = ("center" if classifier.preprocessing.centered else "pad") if channels == 1 else "crop"
-    assert (entries["filter"], entries["fit"]) == ("lanczos", fit)
-    assert [json.loads(entries[name]) for name in ("image_size", "channels", "classes")] == [
+    assert (entries["filter"], entries["framing"]) == ("lanczos", "crop" if channels == 3 else "letterbox")
+    assert [json.loads(entries[name]) for name in ("image_size", "channels", "drawing", "centered", "classes")] == [
         size,
         channels,
+        classifier.preprocessing.drawing,
+        classifier.preprocessing.centered,
         list(SHAPES),
     ]
     assert json.loads(entries["threshold"]) == classifier.threshold()
@@ -87,6 +95,68 @@ def test_torch_export_runs_without_this_package(fitted, tmp_path):
     export.to_torch(classifier, tmp_path / "fitted.pt2")
     assert_same(run("run_torch.py", tmp_path / "fitted.pt2", *paths), classifier, paths)
     assert_same(run("run_torch.py", tmp_path / "fitted.pt2", paths[0]), classifier, paths[:1])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    """Image files of all kinds, shapes and EXIF orientations."""
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.RandomState(0)
+    noise = [Image.fromarray(rng.randint(0, 256, (9, 9, 3)).astype(np.uint8)) for _ in range(8)]
+
+    def smooth(width: int, height: int) -> Image.Image:
+        return noise[(width + height) % 8].resize((width, height), Image.Resampling.BICUBIC)
+
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for name, size in (("small", (53, 40)), ("large", (500, 1200))):  # of a large JPEG, a fraction is decoded
+            smooth(*size).save(folder / f"{name}-{orientation}.jpg", exif=exif)
+    for width, height in ((32, 32), (1, 20), (90, 7), (31, 84), (200, 199)):
+        smooth(width, height).save(folder / f"{width}x{height}.png")
+    for mode in ("L", "1", "P", "LA", "RGBA"):
+        image = smooth(60, 44).convert(mode)
+        if mode in ("LA", "RGBA"):
+            image.putalpha(smooth(60, 44).convert("L"))
+        image.save(folder / f"{mode}.png")
+    smooth(60, 44).convert("CMYK").save(folder / "CMYK.jpg")
+    smooth(60, 44).quantize().save(folder / "clear.gif", transparency=3)
+    Image.fromarray(rng.randint(0, 2**16, (44, 60)).astype(np.uint16)).save(folder / "16bit.png")
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("example", ["run_onnx.py", "run_torch.py"])
+def test_examples_prepare_the_pixels_of_python(example, framing, files):
+    """Every pixel of every file."""
+    read = runpy.run_path(str(EXAMPLES / example))["read"]
+    for channels, drawing, centered in ((3, False, False), (1, False, False), (1, True, False), (1, True, True)):
+        preprocessing = Preprocessing(28, channels, drawing, centered, framing)
+        for path in files:
+            try:
+                wanted = preprocessing(path)
+            except UserError:  # nothing is left of it in a letterbox
+                with pytest.raises(ValueError, match="height and width must be > 0"):
+                    read(path, asdict(preprocessing))
+            else:
+                np.testing.assert_array_equal(read(path, asdict(preprocessing)), wanted, path.name)
+
+
+def test_an_example_refuses_what_it_would_read_differently(tmp_path):
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "x.tif")
+    read = runpy.run_path(str(EXAMPLES / "run_onnx.py"))["read"]
+    with pytest.raises(SystemExit, match=r"x\.tif has 32 bits: save it with 8 or 16"):
+        read(tmp_path / "x.tif", asdict(Preprocessing(28, 3, drawing=False)))
+
+
+@pytest.mark.parametrize("framing", ["letterbox", "squeeze"])
+def test_exports_carry_the_framing(fitted, tmp_path, framing):
+    checkpoint, paths = fitted[0].checkpoint_, fitted[1]
+    classifier = Classifier(checkpoint, framing=framing).fit(paths, [path.name[:-6] for path in paths])
+    assert classifier.preprocessing.framing == framing
+    export.to_onnx(classifier, tmp_path / "fitted.onnx")
+    assert_same(run("run_onnx.py", tmp_path / "fitted.onnx", *paths), classifier, paths)
+    export.to_torch(classifier, tmp_path / "fitted.pt2")
+    assert_same(run("run_torch.py", tmp_path / "fitted.pt2", *paths), classifier, paths)
 
 
 @pytest.mark.parametrize("example", ["run_onnx.py", "run_torch.py"])

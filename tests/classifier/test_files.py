@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -76,10 +77,27 @@ def test_a_file_records_all_that_it_was_made_of(make, meta_sets, patterns, tmp_p
         "classes": ["class 09", "class 10", "class 11"],
         "images": [5, 3, 1],
         "seed": 3,
-        "preprocessing": {"image_size": SIZE, "channels": 3, "drawing": False, "centered": False},
+        "preprocessing": {"image_size": SIZE, "channels": 3, "drawing": False, "centered": False, "framing": "crop"},
         "calibration": {"n_way": 2, "n_shot": 5, "temperature": 2.0, "least": 0.6, "auroc": 0.9, "threshold": 0.6},
     }
     assert meta["config"]["licence"] == meta_sets.licence
+
+
+@pytest.mark.parametrize("framing", [None, "crop", "letterbox", "squeeze"])
+def test_the_framing_is_kept(make, patterns, tmp_path, framing):
+    """Files of older versions have none, and mean the usual one."""
+    path, wide = tmp_path / "fitted.safetensors", [np.repeat(image, 3, 1) for image in patterns.query]
+    fitted = Classifier(make(), framing=framing).fit(patterns.support, patterns.labels)
+    fitted.save(path)
+    tensors, meta = checkpoint.load(path)
+    assert meta["preprocessing"]["framing"] == (framing or "crop")
+    if framing is None:
+        del meta["preprocessing"]["framing"]
+        checkpoint.save(path, tensors, meta)
+    again = Classifier.load(path)
+    assert again.preprocessing == fitted.preprocessing
+    assert again.framing == (framing or "crop")
+    assert (again.predict_proba(wide) == fitted.predict_proba(wide)).all()
 
 
 def test_files_that_are_no_classifier(make, fitted, tmp_path):
@@ -113,6 +131,10 @@ def test_files_that_are_no_classifier(make, fitted, tmp_path):
             "images of 3x1000000x1000000 for a ",
         ),
         ({"preprocessing": {"size": 16}}, "Preprocessing does not know size"),
+        (
+            {"preprocessing": {"image_size": 16, "channels": 3, "drawing": False, "framing": "zoom"}},
+            "--framing zoom: must be one of crop, letterbox, squeeze",
+        ),
         ({"calibration": {"threshold": 0.5}}, "Object missing required field `n_way`"),
         ({"classes": ["a", "b", 3]}, "labels of different types, numbers and text"),
         ({"images": [1, -1, 1]}, "--images [1, -1, 1]: must be"),

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 import helpers
 from cli.examples import COLORS, paint
@@ -146,6 +147,8 @@ def test_images_and_classes_are_added_as_if_they_had_been_there(colors, commands
     assert (status, out.count("\n")) == (0, 4)
     refused = commands.refusal("adapt", "more", "--add", "x.safetensors", "--checkpoint", "y", cwd=tmp_path)
     assert refused == "--add takes the meta-learner of the classifier: leave out --checkpoint"
+    refused = commands.refusal("adapt", "more", "--add", "x.safetensors", "--framing", "crop", cwd=tmp_path)
+    assert refused == "--add takes the framing of the classifier: leave out --framing"
 
 
 def test_kept_images_that_are_damaged_are_refused(colors, commands, tmp_path):
@@ -242,3 +245,48 @@ def test_adapt_learns_on_a_backbone_and_says_which_head_and_why(colors, commands
 def test_options_of_a_backbone_that_make_no_sense_are_refused(words, said, colors, commands):
     status, _, err = commands("adapt", "photos", *words, cwd=colors)
     assert (status, err) == (2, f"metalstm: {said}\n")
+
+
+def test_adapt_keeps_a_framing(colors, commands, tmp_path):
+    words = ("adapt", colors / "photos", "--out", tmp_path / "x.safetensors", "--framing")
+    status, _, err = commands(*words, "letterbox")
+    assert status == 0, err
+    assert Classifier.load(tmp_path / "x.safetensors").preprocessing.framing == "letterbox"
+    assert "'zoom'" in commands.refusal(*words, "zoom")
+
+
+def test_adapt_and_predict_look_at_boxes(colors, commands, tmp_path):
+    """Two files show all three colors; the boxes say which one is meant."""
+    for source in (colors / "photos").glob("*/*"):
+        with Image.open(source) as image:
+            wide = Image.new("RGB", (150, 60), "white")
+            wide.paste(image, (90, 10))
+        target = tmp_path / "wide" / source.parent.name / source.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        wide.save(target)
+    files = [path.relative_to(tmp_path) for path in sorted((tmp_path / "wide").glob("*/*"))]
+    (tmp_path / "boxes.json").write_text(json.dumps({str(path): [90, 10, 140, 50] for path in files}))
+    status, _, err = commands("adapt", "wide", "--crop", "boxes.json", cwd=tmp_path)
+    assert status == 0, err
+    commands("adapt", colors / "photos", "--out", "whole.safetensors", cwd=tmp_path)
+    helpers.assert_same_tensors(tmp_path / "wide.safetensors", tmp_path / "whole.safetensors")
+    words = ("predict", "wide.safetensors", "wide", "--crop", "boxes.json", "--json", "-")
+    status, out, _ = commands(*words, cwd=tmp_path)
+    assert status == 0
+    assert [(each["image"], each["class"]) for each in json.loads(out)] == [(str(f), f.parent.name) for f in files]
+
+    (tmp_path / "boxes.json").write_text(json.dumps({str(files[0]): [90, 10, 150, 61], str(files[1]): [5, 5, 9, 9]}))
+    refused = commands.refusal("adapt", "wide", "--crop", "boxes.json", cwd=tmp_path)
+    assert refused == (
+        f"the box of {files[0]} is [90, 10, 150, 61], but the upright image has 150 x 60 pixels: give a box within "
+        "them, or pass --skip-bad to go on without"
+    )
+    for command in (("adapt", "wide"), ("predict", "wide.safetensors", "wide")):
+        (tmp_path / "boxes.json").write_text('{"none.png": [0, 0, 1, 1]}')
+        assert commands.refusal(*command, "--crop", "boxes.json", cwd=tmp_path) == (
+            "boxes.json has a box for 'none.png', but there is no such file: correct the path, which starts at the "
+            "folder of boxes.json"
+        )
+        assert commands.refusal(*command, "--crop", "no.json", cwd=tmp_path) == (
+            "cannot read no.json (No such file or directory): check its name and permissions"
+        )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from cli.examples import COLORS
 from metalstm import checkpoint
@@ -80,6 +81,27 @@ def test_predict_reads_paths_from_stdin(made, colors, tmp_path):
     assert [row.split(",")[:2] for row in done.stdout.splitlines()[1:]] == [
         ["new/red.jpg", "red"], ["new/blue [b].jpg", "blue [b]"]
     ]  # fmt: skip
+
+
+def test_predict_looks_at_several_crops(made, colors, commands, tmp_path):
+    """The middle of the photo is blue, its ends are red."""
+    ends = [Image.open(colors / "new" / f"{name}.jpg").resize((40, 40)) for name in ("red", "blue [b]", "red")]
+    wide = Image.new("RGB", (200, 40), "white")
+    for end, left in zip(ends, (0, 80, 160), strict=True):
+        wide.paste(end, (left, 0))
+    wide.save(tmp_path / "wide.png")
+    found = []
+    for words in ([], ["--crops", "3"]):
+        status, out, err = commands("predict", made, tmp_path / "wide.png", *words, "--json", "-")
+        assert (status, err) == (0, "")
+        found += json.loads(out)
+    assert [each["class"] for each in found] == ["blue [b]", "red"]
+    assert "--crops 26" in commands.refusal("predict", made, tmp_path / "wide.png", "--crops", "26")
+    commands("adapt", colors / "photos", "--framing", "squeeze", "--out", tmp_path / "x.safetensors")
+    assert commands.refusal("predict", tmp_path / "x.safetensors", tmp_path / "wide.png", "--crops", "3") == (
+        "--crops 3: this classifier looks at whole images (framing squeeze): leave it out, or adapt anew with "
+        "--framing crop"
+    )
 
 
 HOSTILE = ["=1+1", "\x1b[31mred", "-7"]  # a formula, a command for the terminal, and a number

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hostile.commands import run
 from hostile.mutations import Random, mutated_bytes
 from metalstm import checkpoint, data, recipes
 from metalstm.classifier import Classifier
+from metalstm.geometry import read_boxes
 
 WORDS = [
     "=1+1", "=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "a\nb", "\x1b[31mred\x1b]0;title\x07", "a,b",
@@ -45,7 +47,7 @@ class Cases:
     def __call__(self, random: Random, number: int) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
         self.root.mkdir()
-        [self._mini_imagenet, self._parquet, self._folder, self._predict][number % 4](random)
+        [self._mini_imagenet, self._parquet, self._folder, self._predict, self._boxes][number % 5](random)
 
     def _mini_imagenet(self, random: Random) -> None:
         (self.mini / "images").mkdir(parents=True)
@@ -100,6 +102,17 @@ class Cases:
             for cell in (cell for row in rows[1:] for cell in row[:2]):
                 is_number = cell.lstrip("+-").replace(".", "", 1).isdigit()
                 assert is_number or not cell.startswith(("=", "+", "-", "@", "\t", "\r")), cell
+
+    def _boxes(self, random: Random) -> None:
+        """Boxes of images in JSON, which may be damaged, nested and huge."""
+        (self.root / "a.png").write_bytes(png(1))
+        values = [[0, 0, 9, 9], [9, 9, 0, 0], [1.5, 0, 9, 9], [10**999] * 4, [True] * 4, "0099", None, {}, [[0]] * 4]
+        pairs = {name: values[random.randint(len(values))] for name in ("a.png", word(random))[: random.randint(3)]}
+        text = json.dumps(pairs).encode("utf-8", "surrogateescape")
+        text = [text, mutated_bytes(text, random), b"[" * 10**5, b'{"a.png":' * 10**4, b"[]" + text][random.randint(5)]
+        (self.root / "boxes.json").write_bytes(text)
+        for box in read_boxes(self.root / "boxes.json").values():
+            assert all(type(each) is int for each in box)
 
 
 def word(random: Random) -> str:

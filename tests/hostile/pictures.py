@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from hostile.mutations import Random, mutated_bytes
+from metalstm.geometry import FRAMINGS, Cropped
 from metalstm.images import FORMATS, Preprocessing, find, show_drawings
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB", "I", "F", "I;16", "PA")
@@ -34,10 +35,12 @@ class Cases:
         path = self.folder / f"image{SUFFIXES[random.randint(len(SUFFIXES))]}"
         remove(path)
         place(path, random)
-        read = Preprocessing(int(random.choice([16, 28, 84])), int(random.choice([1, 3])), *(random.rand(2) < 0.5))
+        size, channels, framing = int(random.choice([16, 28, 84])), int(random.choice([1, 3])), FRAMINGS[number % 3]
+        read = Preprocessing(size, channels, *(random.rand(2) < 0.5), framing=framing)
         if number % 10 == 0:
             show_drawings([*find([str(self.folder)], []), path])
-        pixels = read(path)
+        box = tuple(random.randint(-1, 40, 4).tolist())
+        pixels = read(Cropped(path, box) if random.rand() < 0.3 else path)
         channels = 1 if read.drawing else read.channels
         assert (pixels.dtype, pixels.shape) == (np.uint8, (read.image_size, read.image_size, channels))
 

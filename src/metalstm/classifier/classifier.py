@@ -31,13 +31,14 @@ from metalstm.classifier.inputs import (
 from metalstm.classifier.meta_learner import MetaLearner, choose
 from metalstm.classifier.network import Network
 from metalstm.errors import SKIP_BAD, Problems, UserError, unknown
+from metalstm.geometry import Cropped
 from metalstm.heads import HEADS
 from metalstm.images import Preprocessing
 from metalstm.methods import Adapted, Method
 from metalstm.methods.base import score
-from metalstm.settings import check_seed, from_dict
+from metalstm.settings import changed, check_seed, from_dict
 
-PARAMETERS = ("checkpoint", "seed", "device", "skip_bad", "backbone", "head")
+PARAMETERS = ("checkpoint", "seed", "device", "skip_bad", "framing", "backbone", "head")
 
 
 class InnerStep(NamedTuple):
@@ -54,7 +55,7 @@ class InnerStep(NamedTuple):
 class Predictions(NamedTuple):
     """What is predicted of files."""
 
-    files: list[Path]  # those that could be read
+    files: list[Any]  # those that could be read, as they were given
     probabilities: Float[np.ndarray, "n n_classes"]
     scores: Float[np.ndarray, " n"] | None  # as `known_scores`; None without a calibration
     faults: list[str]  # what is wrong with each of the other files
@@ -75,6 +76,8 @@ class Classifier:
         seed: Of the order in which the images are learned from.
         device: Where to compute.
         skip_bad: Learn without the images that cannot be read; by default they are an error.
+        framing: How an image that is not square becomes one: `crop`, `letterbox` or `squeeze`, as
+            `metalstm.geometry.framed` says. None is `crop` for photos and `letterbox` for drawings.
         backbone: A frozen network instead of a checkpoint, as `metalstm.backbones.load` takes it: an ONNX file, or the
             network of a checkpoint.
         head: What learns from the backbone's features: one of `metalstm.heads.HEADS`, or `auto`, which takes the best
@@ -105,11 +108,12 @@ class Classifier:
         seed: int = 0,
         device: str = "cpu",
         skip_bad: bool = False,
+        framing: str | None = None,
         backbone: str | Path | None = None,
         head: str = "auto",
     ):
         self.checkpoint, self.seed, self.device, self.skip_bad = checkpoint, seed, device, skip_bad
-        self.backbone, self.head = backbone, head
+        self.framing, self.backbone, self.head = framing, backbone, head
         self._examples: Examples | None = None
         self._learner: MetaLearner | None = None
         self._backbone: Backbone | None = None
@@ -119,12 +123,14 @@ class Classifier:
 
         Args:
             images: Paths, PIL images, arrays (height, width) or (height, width, channels), tensors (channels, height,
-                width), or one array or tensor of all; bytes, or floats in 0..1.
+                width), or one array or tensor of all; bytes, or floats in 0..1. `metalstm.geometry.Cropped` takes a
+                part of one.
             labels: One for each image, strings or integers. Images of smaller classes are repeated until all classes
                 have as many.
 
         Raises:
-            UserError: Images cannot be read; labels do not fit them; there are fewer than 2 classes or too many.
+            UserError: Images cannot be read; labels do not fit them; there are fewer than 2 classes or too many; the
+                framing is unknown.
         """
         self.left_out_ = []
         self._learn(*self._examples_of(images, labels))
@@ -179,29 +185,43 @@ class Classifier:
         """
         return learning_curve(*self._known(images, labels), self.seed)
 
-    def predict(self, images: Any) -> np.ndarray:
+    def predict(self, images: Any, crops: int = 1) -> np.ndarray:
         """The most probable class of each image.
 
-        Raises:
-            UserError: Images cannot be read.
-        """
-        return self.classes_[self.predict_proba(images).argmax(1)]
+        Args:
+            images: As for `fit`.
+            crops: As for `predict_proba`.
 
-    def predict_proba(self, images: Any) -> Float[np.ndarray, "n n_classes"]:
+        Raises:
+            UserError: As `predict_proba`.
+        """
+        return self.classes_[self.predict_proba(images, crops).argmax(1)]
+
+    def predict_proba(self, images: Any, crops: int = 1) -> Float[np.ndarray, "n n_classes"]:
         """Calibrated probabilities of the classes, in the order of `classes_`.
 
-        Raises:
-            UserError: Images cannot be read.
-        """
-        return self.probabilities(self._pixels(images))
+        Args:
+            images: As for `fit`.
+            crops: Look at so many squares of an image, in even steps along its longer side, and take the mean of their
+                probabilities. At most 25; more than 1 need the framing `crop`.
 
-    def predict_with_scores(self, images: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        Raises:
+            UserError: Images cannot be read, or there cannot be so many crops.
+        """
+        return self.predict_with_scores(images, crops)[0]
+
+    def predict_with_scores(self, images: Any, crops: int = 1) -> tuple[np.ndarray, np.ndarray | None]:
         """`predict_proba`, and `known_scores` where there is a calibration, at the cost of one of them.
 
+        Args:
+            images: As for `fit`.
+            crops: As for `predict_proba`. The score of an image is the mean over its crops, too.
+
         Raises:
-            UserError: Images cannot be read.
+            UserError: As `predict_proba`.
         """
-        probabilities, *scores = self._answers(self._pixels(images))
+        self.preprocessing.check_crops(crops)
+        probabilities, *scores = self._answers(self._pixels(images, crops), crops)
         return probabilities, scores[0] if scores else None
 
     def predict_files(self, paths: Sequence[Path]) -> tuple[list[Path], Float[np.ndarray, "n n_classes"], list[str]]:
@@ -213,13 +233,18 @@ class Classifier:
         files, probabilities, _, faults = self.predict_files_with_scores(paths)
         return files, probabilities, faults
 
-    def predict_files_with_scores(self, paths: Sequence[Path]) -> Predictions:
-        """`predict_with_scores` of many files, some of which may be broken."""
+    def predict_files_with_scores(self, paths: Sequence[Path | Cropped], crops: int = 1) -> Predictions:
+        """`predict_with_scores` of many files, some of which may be broken.
+
+        Raises:
+            UserError: There cannot be so many crops.
+        """
+        self.preprocessing.check_crops(crops)
         good, faults, parts = [], [], [self._no_answers()]
-        for batch in read_batches(paths, self.preprocessing, "predicting", self._embed()):
+        for batch in read_batches(paths, self.preprocessing, "predicting", crops, self._embed()):
             good += [paths[number] for number in batch.good]
             faults += batch.faults
-            parts.append(self._answers(batch.pixels))
+            parts.append(self._answers(batch.pixels, crops))
         answers = [np.concatenate(each) for each in zip(*parts, strict=True)]
         return Predictions(good, answers[0], answers[1] if len(answers) > 1 else None, faults)
 
@@ -288,7 +313,7 @@ class Classifier:
         if old is None:
             raise UserError("this classifier does not keep its images: adapt to all of them anew, with --keep-images")
         embed = self._embed()
-        learner = None if embed else MetaLearner.load(self.checkpoint_, self.device)
+        learner = None if embed else MetaLearner.load(self.checkpoint_, self.device, self.preprocessing.framing)
         if learner and learner.meta["checkpoint_sha256"] != self.meta["checkpoint_sha256"]:
             raise UserError(
                 f"{self.checkpoint_} is another checkpoint than the one that made this classifier: adapt anew"
@@ -327,12 +352,14 @@ class Classifier:
             UserError: The file is missing, damaged, or not a classifier.
         """
         network, meta, kept = files.load(Path(path), device)
-        if facts := meta.get("backbone"):
-            self = cls(None, meta["seed"], device, backbone=backbone or meta["checkpoint"], head=facts["asked"])
+        framing, facts = network.preprocessing.framing, meta.get("backbone")
+        if facts:
+            source = backbone or meta["checkpoint"]
+            self = cls(None, meta["seed"], device, framing=framing, backbone=source, head=facts["asked"])
         elif backbone:
             raise UserError(f"{path} is a classifier without a backbone: leave out --backbone {backbone}")
         else:
-            self = cls(meta["checkpoint"], meta["seed"], device)
+            self = cls(meta["checkpoint"], meta["seed"], device, framing=framing)
         self._examples, self.left_out_ = kept, []
         self._set(network, meta, as_classes(meta["classes"]))
         return self
@@ -396,7 +423,7 @@ class Classifier:
         labels, named = as_labels(labels, len(images)), names(images)
         while True:
             name = choose(images, labels) if self.checkpoint is None else self.checkpoint
-            learner = MetaLearner.load(name, self.device)
+            learner = MetaLearner.load(name, self.device, self.framing)
             read = self._read(learner.preprocessing, images)
             if not read.faults:
                 return learner, Examples(read.pixels, labels, named)
@@ -412,6 +439,8 @@ class Classifier:
         images = as_list(images)
         labels = as_labels(labels, len(images))
         self._backbone = backbones.load(backbone, self.device)
+        if self.framing is not None:
+            self._backbone.preprocessing = changed(self._backbone.preprocessing, "framing", self.framing)
         read = self._read(self._backbone.preprocessing, images, partial(backbones.features, self._backbone))
         named, labels = names(images), as_labels(labels[read.good], len(read.good))
         examples = Examples(read.pixels, labels, [named[number] for number in read.good])
@@ -434,13 +463,14 @@ class Classifier:
             kept = from_dict(Input, facts["input"]) if facts.get("input") else None
             self._backbone = backbones.load(self.backbone, self.device, kept)
         check_same(self._backbone, self.meta)
+        self._backbone.preprocessing = self.preprocessing
         return partial(backbones.features, self._backbone)
 
     def _again(self) -> MetaLearner:
         """The meta-learner of a classifier that was loaded."""
         facts = self.meta.get("backbone")
         if not facts:
-            return MetaLearner.load(self.checkpoint_, self.device)
+            return MetaLearner.load(self.checkpoint_, self.device, self.preprocessing.framing)
         method = HEADS[facts["head"]].build(recipes.from_dict(self.meta["config"]))
         return MetaLearner(method, self.preprocessing, (), None, self.meta, self.device)
 
@@ -450,7 +480,7 @@ class Classifier:
         Raises:
             Problems: Images cannot be read.
         """
-        read = read_images(images, preprocessing, embed)
+        read = read_images(images, preprocessing, embed=embed)
         if read.faults and not self.skip_bad:
             raise Problems("the images", read.faults, SKIP_BAD)
         self.left_out_ += read.faults
@@ -466,16 +496,17 @@ class Classifier:
         self.network, self.meta, self.classes_ = network, meta, classes
         self.method, self.preprocessing, self.checkpoint_ = network.method, network.preprocessing, meta["checkpoint"]
 
-    def _pixels(self, images: Any) -> Pixels:
+    def _pixels(self, images: Any, crops: int = 1) -> Pixels:
         """Raises: Problems: Images cannot be read."""
-        read = read_images(as_list(images), self.preprocessing, self._embed())
+        read = read_images(as_list(images), self.preprocessing, crops, self._embed())
         if read.faults:
             raise Problems("the images", read.faults, "call predict_files, which goes on without")
         return read.pixels
 
-    def _answers(self, pixels: Pixels) -> list[np.ndarray]:
-        """What `Network.answers` gives, for any number of images."""
-        return self.network.answers(pixels) if len(pixels) else self._no_answers()
+    def _answers(self, pixels: Pixels, crops: int = 1) -> list[np.ndarray]:
+        """What `Network.answers` gives, for any number of images; means over the crops of each."""
+        answers = self.network.answers(pixels) if len(pixels) else self._no_answers()
+        return [each.reshape(-1, crops, *each.shape[1:]).mean(1) for each in answers] if crops > 1 else answers
 
     def _no_answers(self) -> list[np.ndarray]:
         probabilities = np.empty((0, len(self.classes_)), np.float32)

@@ -15,6 +15,7 @@ from metalstm.classifier.network import BATCH, to_x
 from metalstm.console import progress
 from metalstm.episodes import Support
 from metalstm.errors import UserError, shown
+from metalstm.geometry import Cropped
 from metalstm.images import Preprocessing
 
 MAX_WAY = 200  # classes
@@ -64,8 +65,9 @@ def as_list(images: Any) -> list[Any]:
 
 def names(images: Sequence[Any]) -> list[str]:
     """What messages call some images."""
+    wholes = [image.image if isinstance(image, Cropped) else image for image in images]
     return [
-        str(image) if isinstance(image, str | Path) else f"image {number}" for number, image in enumerate(images, 1)
+        str(image) if isinstance(image, str | Path) else f"image {number}" for number, image in enumerate(wholes, 1)
     ]
 
 
@@ -134,9 +136,11 @@ def _kind(label: Any) -> str:
     return "True or False" if isinstance(label, (bool, np.bool_)) else "numbers"
 
 
-def read_images(images: Sequence[Any], preprocessing: Preprocessing, embed: Embed | None = None) -> Read:
+def read_images(
+    images: Sequence[Any], preprocessing: Preprocessing, crops: int = 1, embed: Embed | None = None
+) -> Read:
     """The pixels of all images that can be read; arguments as for `read_batches`."""
-    parts = list(read_batches(images, preprocessing, "reading", embed))
+    parts = list(read_batches(images, preprocessing, "reading", crops, embed))
     return Read(
         [number for part in parts for number in part.good],
         np.concatenate([_stack([], preprocessing, embed), *(part.pixels for part in parts)]),
@@ -145,7 +149,11 @@ def read_images(images: Sequence[Any], preprocessing: Preprocessing, embed: Embe
 
 
 def read_batches(
-    images: Sequence[Any], preprocessing: Preprocessing, description: str, embed: Embed | None = None
+    images: Sequence[Any],
+    preprocessing: Preprocessing,
+    description: str,
+    crops: int = 1,
+    embed: Embed | None = None,
 ) -> Iterator[Read]:
     """The pixels of many images, a batch at a time, with a progress bar. Some may be broken.
 
@@ -153,13 +161,14 @@ def read_batches(
         images: Of any kind.
         preprocessing: Makes the pixels.
         description: What the progress bar says.
+        crops: Of each image; their pixels follow one another.
         embed: Makes features of the pixels, which are then taken for these.
     """
     size = BATCH if embed is None else EMBEDDED
 
     def read(number: int) -> np.ndarray | UserError:
         try:
-            return preprocessing(images[number], f"image {number + 1}")
+            return preprocessing.views(images[number], crops, f"image {number + 1}")
         except UserError as error:
             return error
 
@@ -201,5 +210,5 @@ def make_task(pixels: Pixels, labels: np.ndarray, drawing: bool, seed: int, devi
 
 def _stack(pixels: list[np.ndarray], preprocessing: Preprocessing, embed: Embed | None = None) -> Pixels:
     size = preprocessing.image_size
-    stacked = np.stack(pixels) if pixels else np.empty((0, size, size, preprocessing.channels), np.uint8)
+    stacked = np.concatenate(pixels) if pixels else np.empty((0, size, size, preprocessing.channels), np.uint8)
     return stacked if embed is None else embed(stacked)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metalstm import checkpoint, devices
+from metalstm import checkpoint, devices, settings
 from metalstm.classifier.calibration import nearest
 from metalstm.classifier.inputs import Pixels, Task, make_task
 from metalstm.classifier.network import Network
@@ -43,11 +43,16 @@ class MetaLearner:
     device: torch.device | str = "cpu"
 
     @classmethod
-    def load(cls, name: str | Path, device: torch.device | str = "cpu") -> "MetaLearner":
+    def load(cls, name: str | Path, device: torch.device | str = "cpu", framing: str | None = None) -> "MetaLearner":
         """The meta-learner of a shipped checkpoint's name, a run folder or a file.
 
+        Args:
+            name: Of the checkpoint.
+            device: Where to compute.
+            framing: As in `Preprocessing`.
+
         Raises:
-            UserError: There is no such checkpoint, it is damaged, or the device is not usable.
+            UserError: There is no such checkpoint, it is damaged, the device is not usable, or the framing is unknown.
         """
         device = devices.usable(device)
         path = checkpoint.find(name)
@@ -61,7 +66,8 @@ class MetaLearner:
         background = checkpoint.load(path)[0].get(BACKGROUND)
         if background is not None:
             background = background.to(device)
-        return cls(method.to(device), preprocessing(config), meta.get("calibration") or [], background, kept, device)
+        pixels = preprocessing(config, framing)
+        return cls(method.to(device), pixels, meta.get("calibration") or [], background, kept, device)
 
     def task(self, pixels: Pixels, labels: np.ndarray, seed: int) -> Task:
         """The support set of some images.
@@ -157,10 +163,15 @@ def nearest_shipped(drawings: bool, n_shot: float) -> str:
     return min(fit, key=fit.__getitem__)
 
 
-def preprocessing(config: RunConfig) -> Preprocessing:
-    """What makes of an image the pixels that the meta-learner was trained on."""
+def preprocessing(config: RunConfig, framing: str | None = None) -> Preprocessing:
+    """What makes of an image the pixels that the meta-learner was trained on; `framing` as in `Preprocessing`.
+
+    Raises:
+        UserError: The framing is unknown.
+    """
     channels, size, _ = config.image_shape
-    return Preprocessing(size, channels, config.traits.drawing, config.traits.centered)
+    usual = Preprocessing(size, channels, config.traits.drawing, config.traits.centered)
+    return usual if framing is None else settings.changed(usual, "framing", framing)
 
 
 def temperature(calibration: dict[str, Any] | None) -> float:

@@ -21,6 +21,7 @@ from metalstm.console import console
 from metalstm.data.folder import class_folders, labeled_files
 from metalstm.errors import SKIP_BAD, Problems, UserError, listed
 from metalstm.files import to_json, write
+from metalstm.geometry import Framing, cropped
 
 if TYPE_CHECKING:
     from metalstm.classifier import Classifier, Estimate
@@ -51,6 +52,12 @@ class Adapt(Command):
     Whoever has the file can look at them."""
     out: Path | None = None
     """File of the classifier; by default, the name of the images' folder, in the current folder."""
+    framing: Framing | None = None
+    """How an image that is not square becomes one: `crop` takes the central square, `letterbox` the whole image between
+    bars, `squeeze` the whole image, distorted. By default, `crop` for photos and `letterbox` for drawings."""
+    crop: Path | None = None
+    """A JSON file with the part of an image to look at, {"cat/1.jpg": [left, top, right, bottom]}, in pixels of the
+    upright image. Paths start at the folder of the JSON file; images without an entry stay whole."""
     skip_bad: bool = False
     """Go on without images that cannot be read and without classes that have no images."""
     report: str | None = None
@@ -66,6 +73,8 @@ class Adapt(Command):
             raise UserError(f"--head {self.head} learns from the features of a backbone: pass --backbone, too")
         if self.add and self.checkpoint:
             raise UserError("--add takes the meta-learner of the classifier: leave out --checkpoint")
+        if self.add and self.framing:
+            raise UserError("--add takes the framing of the classifier: leave out --framing")
         out = self.out or self.add or Path(f"{self.images.resolve().name}.safetensors")
         if out.is_dir():
             raise UserError(f"--out {out} is a folder: name a file, for example {out / 'classifier.safetensors'}")
@@ -74,6 +83,7 @@ class Adapt(Command):
         from metalstm.classifier.inputs import MAX_SUPPORT
 
         labels, paths = [label for label, _ in files], [path for _, path in files]
+        images = cropped(paths, self.crop) if self.crop else paths
         if self.add:
             classifier = Classifier.load(self.add, device, self.backbone)
             if self.head != "auto":
@@ -81,10 +91,11 @@ class Adapt(Command):
             classifier.skip_bad = self.skip_bad
             learn = classifier.add
         else:
-            classifier = Classifier(self.checkpoint, self.common.seed, device, self.skip_bad, self.backbone, self.head)
+            place = self.common.seed, device, self.skip_bad, self.framing
+            classifier = Classifier(self.checkpoint, *place, self.backbone, self.head)
             learn = classifier.fit
         with self._with(listing.problems):
-            learn(paths, labels)
+            learn(images, labels)
         classifier.save(out, self.keep_images or self.add is not None)
         listing.say_others(self.images)
         if left_out := [*listing.problems, *classifier.left_out_]:

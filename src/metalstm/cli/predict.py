@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from msgspec import Meta
 
 from metalstm import files
 from metalstm.cli.common import Command, Common, Options
 from metalstm.cli.options import parse
 from metalstm.console import console, printable, results
 from metalstm.errors import UserError
+from metalstm.geometry import MAX_CROPS, cropped
 
 NONE = "none of these"
 MAX_PATHS = 1_000_000  # that are read from stdin
@@ -43,6 +45,11 @@ class Predict(Command):
     """The backbone's file, if the classifier has one and it is no longer where it was."""
     reject: bool = False
     """Answer "none of these" where an image is near to no class. Of images of the classes, nine in ten should pass."""
+    crops: Annotated[int, Meta(ge=1, le=MAX_CROPS)] = 1
+    """Look at so many squares of a photo, in even steps along its longer side, and answer by the mean of their
+    probabilities. For classifiers with the framing `crop`."""
+    crop: Path | None = None
+    """A JSON file with the part of an image to look at, as `metalstm adapt --crop` takes it."""
     csv: str | None = None
     """File to write the answers to as a table, with a column p(CLASS) for each class; `-` for stdout."""
     json: str | None = None
@@ -62,9 +69,11 @@ class Predict(Command):
         from metalstm.classifier import Classifier
 
         classifier = Classifier.load(self.classifier, device, self.backbone)
+        classifier.preprocessing.check_crops(self.crops)
         least = classifier.threshold() if self.reject else None  # raises if it has none
         paths = images.find(self.images, lines(sys.stdin))
-        good, probabilities, scores, faults = classifier.predict_files_with_scores(paths)
+        parts = cropped(paths, self.crop) if self.crop else paths
+        good, probabilities, scores, faults = classifier.predict_files_with_scores(parts, self.crops)
         known = [True] * len(good) if least is None or scores is None else scores >= least
         best = classifier.classes_[probabilities.argmax(1)].tolist()
         answers = [

@@ -21,29 +21,35 @@ function bandsOf({ data, width, height }, channels) {
 }
 
 // The pixels for the network: size * size * channels bytes.
-function prepare(image, { image_size: size, channels, fit }) {
-  const bands = bandsOf(image, channels).map((band) => (fit === "crop" ? crop(band, size) : draw(band, size, fit)));
+function prepare(image, { image_size: size, channels, drawing, centered, framing }) {
+  let bands = bandsOf(image, channels);
+  if (drawing) bands = bands.map(autocontrast).map((band) => (centered ? centerInk(band) : band));
   const pixels = new Uint8Array(size * size * channels);
-  bands.forEach((band, c) => band.values.forEach((value, k) => (pixels[k * channels + c] = value)));
+  bands.forEach((band, c) => FRAMINGS[framing](band, size).values.forEach((value, k) => (pixels[k * channels + c] = value)));
   return pixels;
 }
 
-// The central square of a photo.
-function crop(band, size) {
-  const side = Math.min(band.width, band.height);
-  return resize(band, size, size, (band.width - side) / 2, (band.height - side) / 2, side, side);
-}
+// How a band becomes a square.
+const FRAMINGS = {
+  crop(band, size) {
+    const side = Math.min(band.width, band.height);
+    return resize(band, size, size, (band.width - side) / 2, (band.height - side) / 2, side, side);
+  },
 
-// A drawing: more contrast, and more paper where it is not square.
-function draw(band, size, fit) {
-  const drawn = fit === "center" ? centerInk(autocontrast(band)) : autocontrast(band);
-  const { width, height } = drawn;
-  const across = width < height ? roundEven((width / height) * size) : size;
-  const down = height < width ? roundEven((height / width) * size) : size;
-  if (!across || !down) throw new Error("it is too narrow");
-  const small = resize(drawn, across, down, 0, 0, width, height);
-  return paste(small, size, roundEven((size - across) / 2), roundEven((size - down) / 2), paperOf(drawn));
-}
+  squeeze(band, size) {
+    return resize(band, size, size, 0, 0, band.width, band.height);
+  },
+
+  // Bars of the color of the border; of a drawing, more paper.
+  letterbox(band, size) {
+    const { width, height } = band;
+    const across = width < height ? roundEven((width / height) * size) : size;
+    const down = height < width ? roundEven((height / width) * size) : size;
+    if (!across || !down) throw new Error("it is too narrow");
+    const small = resize(band, across, down, 0, 0, width, height);
+    return paste(small, size, roundEven((size - across) / 2), roundEven((size - down) / 2), borderOf(band));
+  },
+};
 
 function autocontrast(band) {
   let [low, high] = [255, 0];
@@ -55,7 +61,7 @@ function autocontrast(band) {
 }
 
 // The median of the border; each corner counts twice.
-function paperOf({ width, height, values }) {
+function borderOf({ width, height, values }) {
   const border = [];
   for (let x = 0; x < width; x++) border.push(values[x], values[(height - 1) * width + x]);
   for (let y = 0; y < height; y++) border.push(values[y * width], values[y * width + width - 1]);
@@ -66,7 +72,7 @@ function paperOf({ width, height, values }) {
 // The center of mass of the ink in the middle of a square that is large enough.
 function centerInk(band) {
   const { width, height, values } = band;
-  const paper = paperOf(band);
+  const paper = borderOf(band);
   const [columns, rows] = [new Float64Array(width), new Float64Array(height)];
   values.forEach((value, k) => {
     const ink = Math.abs(value - paper);
