@@ -487,7 +487,7 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
     one = Classifier("meta-lstm-omniglot-5w1s", seed=2)
     assert (
         repr(one)
-        == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu', skip_bad=False, framing=None)"
+        == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu', skip_bad=False, framing=None, backbone=None, head='auto')"
     )
     copy: Any = clone(one)
     assert copy is not one

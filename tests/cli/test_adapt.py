@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -204,7 +205,7 @@ def test_what_adapt_refuses(colors, commands, tmp_path):
 
 def test_adapt_learns_on_a_backbone_and_says_which_head_and_why(colors, commands, tmp_path):
     out, backbone = tmp_path / "made.safetensors", checkpoint.shipped()["meta-lstm-cifar-fs-5w1s"]
-    own = shutil.copy(backbone, tmp_path / "net.safetensors")
+    own = Path(shutil.copy(backbone, tmp_path / "net.safetensors"))
     status, _, err = commands("adapt", "photos", *flags(backbone=own, out=out, keep_images=True), cwd=colors)
     assert status == 0, err
     assert err.splitlines() == [
