@@ -485,10 +485,9 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
 
     images, labels = drawings(3)
     one = Classifier("meta-lstm-omniglot-5w1s", seed=2)
-    assert (
-        repr(one)
-        == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu', skip_bad=False, framing=None, backbone=None, head='auto')"
-    )
+    expected = {"checkpoint": "meta-lstm-omniglot-5w1s", "seed": 2, "device": "cpu", "skip_bad": False}
+    expected |= {"framing": None, "backbone": None, "head": "auto"}
+    assert repr(one) == f"Classifier({', '.join(f'{name}={value!r}' for name, value in expected.items())})"
     copy: Any = clone(one)
     assert copy is not one
     params = {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu", "skip_bad": False, "framing": None}
