@@ -490,8 +490,7 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
     assert repr(one) == f"Classifier({', '.join(f'{name}={value!r}' for name, value in expected.items())})"
     copy: Any = clone(one)
     assert copy is not one
-    params = {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu", "skip_bad": False, "framing": None}
-    assert copy.get_params() == one.get_params() == params
+    assert copy.get_params() == one.get_params() == expected
     assert is_classifier(one)
     with pytest.raises(Exception, match="not fitted"):
         check_is_fitted(one)
