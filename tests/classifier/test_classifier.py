@@ -508,9 +508,9 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
     assert search.best_estimator_.score(images, labels) > 0.6
     with pytest.raises(UserError) as error:
         one.set_params(sede=1)
-    assert (
-        str(error.value)
-        == "unknown parameter 'sede', did you mean 'seed'? allowed: checkpoint, device, framing, seed, skip_bad"
+    assert str(error.value) == (
+        "unknown parameter 'sede', did you mean 'seed'? "
+        "allowed: backbone, checkpoint, device, framing, head, seed, skip_bad"
     )
 
 
