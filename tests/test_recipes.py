@@ -334,15 +334,15 @@ def test_what_differs_between_two_runs_is_named():
 
 
 BAD: list[tuple[str, Any, str]] = [
-    ("lr", 0, "--lr 0: must be above 0"),
-    ("lr", -1.0, "--lr -1.0: must be above 0"),
-    ("lr", float("nan"), "--lr nan: must be above 0"),
-    ("lr", float("inf"), "--lr inf: must be a number, above 0"),
-    ("lr", 1e300, "--lr 1e+300: must be above 0"),
-    ("lr", "1", "--lr 1: must be a number, above 0"),
-    ("lr", True, "--lr True: must be a number, above 0"),
-    ("lr", None, "--lr None: must be a number, above 0"),
-    ("lr", [], "--lr []: must be a number, above 0"),
+    ("optimizer_lr", 0, "--optimizer-lr 0: must be above 0"),
+    ("optimizer_lr", -1.0, "--optimizer-lr -1.0: must be above 0"),
+    ("optimizer_lr", float("nan"), "--optimizer-lr nan: must be above 0"),
+    ("optimizer_lr", float("inf"), "--optimizer-lr inf: must be a number, above 0"),
+    ("optimizer_lr", 1e300, "--optimizer-lr 1e+300: must be above 0"),
+    ("optimizer_lr", "1", "--optimizer-lr 1: must be a number, above 0"),
+    ("optimizer_lr", True, "--optimizer-lr True: must be a number, above 0"),
+    ("optimizer_lr", None, "--optimizer-lr None: must be a number, above 0"),
+    ("optimizer_lr", [], "--optimizer-lr []: must be a number, above 0"),
     ("clip", 0, "--clip 0: must be above 0 and at most 1e+09 or None"),
     ("episodes", -1, "--episodes -1: must be at least 0"),
     ("episodes", 1.5, "--episodes 1.5: must be a whole number, at least 0"),
@@ -386,8 +386,10 @@ def test_rules_of_fine_tuning_are_checked():
 
 def test_every_wrong_value_is_named():
     values = recipes.to_dict(config_of())
-    values["training"] |= {"lr": 0, "clip": "x"}
-    with pytest.raises(UserError, match=r"^--lr 0: must be above 0 and .*; --clip x: must be a number, above 0 and .*"):
+    values["training"] |= {"optimizer_lr": 0, "clip": "x"}
+    with pytest.raises(
+        UserError, match=r"^--optimizer-lr 0: must be above 0 and .*; --clip x: must be a number, above 0 and .*"
+    ):
         recipes.from_dict(values)
 
 

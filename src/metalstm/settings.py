@@ -22,6 +22,7 @@ Amount = Annotated[int, Meta(ge=0, le=10**9)]  # a count that may be 0
 Ways = Annotated[int, Meta(ge=2, le=10**6)]  # classes in an episode
 Channels = Annotated[int, Meta(ge=1, le=16)]  # of an image
 Side = Annotated[int, Meta(ge=1, le=512)]  # height or width of an image, in pixels
+Width = Annotated[int, Meta(ge=1, le=2**16)]  # as `Side`; features stand for images with one pixel for each number
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
 NotNegative = Annotated[float, Meta(ge=0, le=LARGEST)]

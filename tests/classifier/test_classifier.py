@@ -485,14 +485,12 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
 
     images, labels = drawings(3)
     one = Classifier("meta-lstm-omniglot-5w1s", seed=2)
-    assert (
-        repr(one)
-        == "Classifier(checkpoint='meta-lstm-omniglot-5w1s', seed=2, device='cpu', skip_bad=False, framing=None)"
-    )
+    expected = {"checkpoint": "meta-lstm-omniglot-5w1s", "seed": 2, "device": "cpu", "skip_bad": False}
+    expected |= {"framing": None, "backbone": None, "head": "auto"}
+    assert repr(one) == f"Classifier({', '.join(f'{name}={value!r}' for name, value in expected.items())})"
     copy: Any = clone(one)
     assert copy is not one
-    params = {"checkpoint": one.checkpoint, "seed": 2, "device": "cpu", "skip_bad": False, "framing": None}
-    assert copy.get_params() == one.get_params() == params
+    assert copy.get_params() == one.get_params() == expected
     assert is_classifier(one)
     with pytest.raises(Exception, match="not fitted"):
         check_is_fitted(one)
@@ -510,9 +508,9 @@ def test_scikit_learn_takes_it_for_one_of_its_own(drawings):
     assert search.best_estimator_.score(images, labels) > 0.6
     with pytest.raises(UserError) as error:
         one.set_params(sede=1)
-    assert (
-        str(error.value)
-        == "unknown parameter 'sede', did you mean 'seed'? allowed: checkpoint, device, framing, seed, skip_bad"
+    assert str(error.value) == (
+        "unknown parameter 'sede', did you mean 'seed'? "
+        "allowed: backbone, checkpoint, device, framing, head, seed, skip_bad"
     )
 
 

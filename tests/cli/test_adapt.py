@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -200,6 +201,51 @@ def test_what_adapt_refuses(colors, commands, tmp_path):
     assert refusal(colors / "photos", "--out", tmp_path) == (
         f"--out {tmp_path} is a folder: name a file, for example {tmp_path}/classifier.safetensors"
     )
+
+
+def test_adapt_learns_on_a_backbone_and_says_which_head_and_why(colors, commands, tmp_path):
+    out, backbone = tmp_path / "made.safetensors", checkpoint.shipped()["meta-lstm-cifar-fs-5w1s"]
+    own = Path(shutil.copy(backbone, tmp_path / "net.safetensors"))
+    status, _, err = commands("adapt", "photos", *flags(backbone=own, out=out, keep_images=True), cwd=colors)
+    assert status == 0, err
+    assert err.splitlines() == [
+        "photos: 3 blue [b], 3 green, 2 red",
+        "head: meta-lstm (cross-validated 100.0 %; logistic 100.0 %, class-means 100.0 %, tip-adapter 100.0 %; --head "
+        "takes another)",
+        f"{out}: the classifier; now: metalstm predict {out} IMAGES",
+        "accuracy on images like these: 100 % (95 % interval 68 to 100 %), by 3-fold cross-validation on 8 images",
+    ]
+    status, _, err = commands("adapt", "new", *flags(add=out, head="logistic"), cwd=colors)
+    assert (status, "head: logistic" in err.splitlines()) == (2, False), "new has no folders of classes"
+    status, _, err = commands("adapt", "photos", *flags(add=out, head="logistic", backbone=own), cwd=colors)
+    assert (status, err.splitlines()[1]) == (0, "head: logistic"), err
+    own.unlink()
+    status, _, err = commands("predict", out, "new", cwd=colors)
+    assert (status, err) == (
+        2,
+        f"metalstm: no checkpoint at {own}: give a run folder, a file, or one of {', '.join(checkpoint.shipped())}\n",
+    )
+    status, stdout, err = commands("predict", out, "new", *flags(backbone=backbone, csv="-"), cwd=colors)
+    assert (status, err, stdout.count("\n")) == (0, "", 4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--head", "logistic"], "--head logistic learns from the features of a backbone: pass --backbone, too"),
+        (
+            ["--backbone", "meta-lstm-cifar-fs-5w1s", "--checkpoint", "meta-lstm-cifar-fs-5w1s"],
+            "a checkpoint and a backbone: give one of them, --checkpoint or --backbone",
+        ),
+        (
+            ["--backbone", "net.pt2"],
+            "net.pt2: loading a .pt2 file can run code that is in it: export the network to ONNX",
+        ),
+    ],
+)
+def test_options_of_a_backbone_that_make_no_sense_are_refused(words, said, colors, commands):
+    status, _, err = commands("adapt", "photos", *words, cwd=colors)
+    assert (status, err) == (2, f"metalstm: {said}\n")
 
 
 def test_adapt_keeps_a_framing(colors, commands, tmp_path):

@@ -1,6 +1,7 @@
 """The estimator: a trained classifier, with scikit-learn's protocol."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +9,13 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from metalstm import checkpoint
+from metalstm import backbones, checkpoint, recipes
+from metalstm.backbones import Backbone, Input
 from metalstm.classifier import files
+from metalstm.classifier.choosing import check_head, check_same, on_features
 from metalstm.classifier.cross_validation import CrossValidation, Estimate, cross_validate, learning_curve
 from metalstm.classifier.inputs import (
+    Embed,
     Examples,
     Pixels,
     Read,
@@ -28,12 +32,13 @@ from metalstm.classifier.meta_learner import MetaLearner, choose
 from metalstm.classifier.network import Network
 from metalstm.errors import SKIP_BAD, Problems, UserError, unknown
 from metalstm.geometry import Cropped
+from metalstm.heads import HEADS
 from metalstm.images import Preprocessing
 from metalstm.methods import Adapted, Method
 from metalstm.methods.base import score
-from metalstm.settings import check_seed
+from metalstm.settings import changed, check_seed, from_dict
 
-PARAMETERS = ("checkpoint", "seed", "device", "skip_bad", "framing")
+PARAMETERS = ("checkpoint", "seed", "device", "skip_bad", "framing", "backbone", "head")
 
 
 class InnerStep(NamedTuple):
@@ -73,6 +78,10 @@ class Classifier:
         skip_bad: Learn without the images that cannot be read; by default they are an error.
         framing: How an image that is not square becomes one: `crop`, `letterbox` or `squeeze`, as
             `metalstm.geometry.framed` says. None is `crop` for photos and `letterbox` for drawings.
+        backbone: A frozen network instead of a checkpoint, as `metalstm.backbones.load` takes it: an ONNX file, or the
+            network of a checkpoint.
+        head: What learns from the backbone's features: one of `metalstm.heads.HEADS`, or `auto`, which takes the best
+            by cross-validation.
 
     Attributes:
         classes_: The labels, sorted.
@@ -100,10 +109,14 @@ class Classifier:
         device: str = "cpu",
         skip_bad: bool = False,
         framing: str | None = None,
+        backbone: str | Path | None = None,
+        head: str = "auto",
     ):
         self.checkpoint, self.seed, self.device, self.skip_bad = checkpoint, seed, device, skip_bad
-        self.framing = framing
+        self.framing, self.backbone, self.head = framing, backbone, head
         self._examples: Examples | None = None
+        self._learner: MetaLearner | None = None
+        self._backbone: Backbone | None = None
 
     def fit(self, images: Any, labels: Any) -> "Classifier":
         """Learn from labeled images.
@@ -228,7 +241,7 @@ class Classifier:
         """
         self.preprocessing.check_crops(crops)
         good, faults, parts = [], [], [self._no_answers()]
-        for batch in read_batches(paths, self.preprocessing, "predicting", crops):
+        for batch in read_batches(paths, self.preprocessing, "predicting", crops, self._embed()):
             good += [paths[number] for number in batch.good]
             faults += batch.faults
             parts.append(self._answers(batch.pixels, crops))
@@ -264,6 +277,10 @@ class Classifier:
         """
         if self.network.references:
             return float(self.meta["calibration"]["threshold"])
+        if self.meta.get("backbone"):
+            raise UserError(
+                "this classifier has one image of each class, so it cannot answer 'none of these': give more"
+            )
         if self.meta["calibration"]:
             raise UserError(
                 "this classifier, or its meta-learner, was made by an older version, whose calibration is no longer "
@@ -295,19 +312,21 @@ class Classifier:
         old = self._examples
         if old is None:
             raise UserError("this classifier does not keep its images: adapt to all of them anew, with --keep-images")
-        learner = MetaLearner.load(self.checkpoint_, self.device, self.preprocessing.framing)
-        if learner.meta["checkpoint_sha256"] != self.meta["checkpoint_sha256"]:
+        embed = self._embed()
+        learner = None if embed else MetaLearner.load(self.checkpoint_, self.device, self.preprocessing.framing)
+        if learner and learner.meta["checkpoint_sha256"] != self.meta["checkpoint_sha256"]:
             raise UserError(
                 f"{self.checkpoint_} is another checkpoint than the one that made this classifier: adapt anew"
             )
         self.left_out_ = []
         images = as_list(images)
         labels = one_for_each(labels, len(images))
-        read, named = self._read(learner, images), names(images)
+        read, named = self._read(self.preprocessing, images, embed), names(images)
         both = np.concatenate([old.labels.astype(object), labels[read.good].astype(object)])
         everything = np.concatenate([old.pixels, read.pixels])
         all_names = old.names + [named[number] for number in read.good]
-        self._learn(learner, Examples(everything, as_labels(both, len(both)), all_names))
+        examples = Examples(everything, as_labels(both, len(both)), all_names)
+        self._learn(learner or self._with_head(examples), examples)
         return self
 
     def save(self, path: str | Path, keep_images: bool = False) -> None:
@@ -321,14 +340,26 @@ class Classifier:
         files.save(Path(path), self.network, self.meta, self._examples if keep_images else None)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "Classifier":
+    def load(cls, path: str | Path, device: str = "cpu", backbone: str | Path | None = None) -> "Classifier":
         """Read what `save` wrote; executes nothing.
+
+        Args:
+            path: The file.
+            device: Where to compute.
+            backbone: The file of the backbone, if it is no longer where it was. It is read when images are.
 
         Raises:
             UserError: The file is missing, damaged, or not a classifier.
         """
         network, meta, kept = files.load(Path(path), device)
-        self = cls(meta["checkpoint"], meta["seed"], device, framing=network.preprocessing.framing)
+        framing, facts = network.preprocessing.framing, meta.get("backbone")
+        if facts:
+            source = backbone or meta["checkpoint"]
+            self = cls(None, meta["seed"], device, framing=framing, backbone=source, head=facts["asked"])
+        elif backbone:
+            raise UserError(f"{path} is a classifier without a backbone: leave out --backbone {backbone}")
+        else:
+            self = cls(meta["checkpoint"], meta["seed"], device, framing=framing)
         self._examples, self.left_out_ = kept, []
         self._set(network, meta, as_classes(meta["classes"]))
         return self
@@ -381,30 +412,75 @@ class Classifier:
             return self._examples_of(images, labels)
         if self._examples is None:
             raise NotFitted("which images? give some with their labels, or call fit first: a file does not hold them")
-        return MetaLearner.load(self.checkpoint_, self.device, self.preprocessing.framing), self._examples
+        return self._learner or self._again(), self._examples
 
     def _examples_of(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
         """The meta-learner for some images, and their pixels."""
         check_seed(self.seed)
+        if self.backbone is not None:
+            return self._on_backbone(self.backbone, images, labels)
         images = as_list(images)
         labels, named = as_labels(labels, len(images)), names(images)
         while True:
             name = choose(images, labels) if self.checkpoint is None else self.checkpoint
             learner = MetaLearner.load(name, self.device, self.framing)
-            read = self._read(learner, images)
+            read = self._read(learner.preprocessing, images)
             if not read.faults:
                 return learner, Examples(read.pixels, labels, named)
             # Again, as if the others had never been given.
             images, named = ([each[number] for number in read.good] for each in (images, named))
             labels = as_labels(labels[read.good], len(images))
 
-    def _read(self, learner: MetaLearner, images: list[Any]) -> Read:
+    def _on_backbone(self, backbone: str | Path, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
+        """As `_examples_of`, with features instead of pixels."""
+        if self.checkpoint is not None:
+            raise UserError("a checkpoint and a backbone: give one of them, --checkpoint or --backbone")
+        check_head(self.head)
+        images = as_list(images)
+        labels = as_labels(labels, len(images))
+        self._backbone = backbones.load(backbone, self.device)
+        if self.framing is not None:
+            self._backbone.preprocessing = changed(self._backbone.preprocessing, "framing", self.framing)
+        read = self._read(self._backbone.preprocessing, images, partial(backbones.features, self._backbone))
+        named, labels = names(images), as_labels(labels[read.good], len(read.good))
+        examples = Examples(read.pixels, labels, [named[number] for number in read.good])
+        return self._with_head(examples), examples
+
+    def _with_head(self, examples: Examples) -> MetaLearner:
+        """The meta-learner on the features of the backbone, which is loaded."""
+        assert self._backbone
+        return on_features(self._backbone, examples, self.head, self.seed, self.device)
+
+    def _embed(self) -> Embed | None:
+        """What makes features of pixels; None without a backbone.
+
+        Raises:
+            UserError: The backbone is missing, or another one than that which made the classifier.
+        """
+        if not (facts := self.meta.get("backbone")):
+            return None
+        if self._backbone is None:
+            kept = from_dict(Input, facts["input"]) if facts.get("input") else None
+            self._backbone = backbones.load(self.backbone, self.device, kept)
+        check_same(self._backbone, self.meta)
+        self._backbone.preprocessing = self.preprocessing
+        return partial(backbones.features, self._backbone)
+
+    def _again(self) -> MetaLearner:
+        """The meta-learner of a classifier that was loaded."""
+        facts = self.meta.get("backbone")
+        if not facts:
+            return MetaLearner.load(self.checkpoint_, self.device, self.preprocessing.framing)
+        method = HEADS[facts["head"]].build(recipes.from_dict(self.meta["config"]))
+        return MetaLearner(method, self.preprocessing, (), None, self.meta, self.device)
+
+    def _read(self, preprocessing: Preprocessing, images: list[Any], embed: Embed | None = None) -> Read:
         """The pixels of images; those that cannot be read are an error, or noted and left out.
 
         Raises:
             Problems: Images cannot be read.
         """
-        read = read_images(images, learner.preprocessing)
+        read = read_images(images, preprocessing, embed=embed)
         if read.faults and not self.skip_bad:
             raise Problems("the images", read.faults, SKIP_BAD)
         self.left_out_ += read.faults
@@ -414,7 +490,7 @@ class Classifier:
         references, threshold = learner.known(adapted, task) or (None, None)
         network = learner.network(adapted, task, references)
         self._set(network, learner.describe(task, self.seed, threshold), task.classes)
-        self._examples = examples
+        self._examples, self._learner = examples, learner
 
     def _set(self, network: Network, meta: dict[str, Any], classes: np.ndarray) -> None:
         self.network, self.meta, self.classes_ = network, meta, classes
@@ -422,7 +498,7 @@ class Classifier:
 
     def _pixels(self, images: Any, crops: int = 1) -> Pixels:
         """Raises: Problems: Images cannot be read."""
-        read = read_images(as_list(images), self.preprocessing, crops)
+        read = read_images(as_list(images), self.preprocessing, crops, self._embed())
         if read.faults:
             raise Problems("the images", read.faults, "call predict_files, which goes on without")
         return read.pixels

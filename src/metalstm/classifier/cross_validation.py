@@ -119,7 +119,7 @@ def cross_validate(learner: MetaLearner, examples: Examples, seed: int, n_shot: 
     Raises:
         UserError: No class has two images, or the meta-learner does not serve so many classes.
     """
-    pixels, labels, names = examples
+    _, labels, names = examples
     classes, y = np.unique(labels, return_inverse=True)
     if np.bincount(y).max() < 2:
         raise UserError(f"an estimate of the accuracy needs 2 images per class, but {classes[0]} has 1")
@@ -127,14 +127,21 @@ def cross_validate(learner: MetaLearner, examples: Examples, seed: int, n_shot: 
     n_folds, numbers = int(fold.max()) + 1, np.flatnonzero(fold >= 0)
     probabilities = np.zeros((len(y), len(classes)), np.float32)
     for k in track(range(n_folds), "cross-validating"):
-        seen = np.flatnonzero(fold != k)
-        if n_shot is not None:
-            seen = np.concatenate([seen[y[seen] == c][:n_shot] for c in range(len(classes))])
-        task = learner.task(pixels[seen], labels[seen], seed)
-        network = learner.network(learner.method.adapt(task.support), task)
-        probabilities[fold == k] = network.answers(pixels[fold == k])[0]
+        probabilities[fold == k] = held_out(learner, examples, fold, k, seed, n_shot)
     tested = [names[number] for number in numbers]
     return CrossValidation(classes, tested, y[numbers], probabilities[numbers], n_folds)
+
+
+def held_out(
+    learner: MetaLearner, examples: Examples, fold: Int[np.ndarray, " n"], k: int, seed: int, n_shot: int | None = None
+) -> Float[np.ndarray, "n_fold n_classes"]:
+    """The probabilities that the images of fold `k` get from a classifier of the other images; arguments as above."""
+    pixels, labels, _ = examples
+    seen = np.flatnonzero(fold != k)
+    if n_shot is not None:
+        seen = np.concatenate([seen[labels[seen] == c][:n_shot] for c in np.unique(labels)])
+    task = learner.task(pixels[seen], labels[seen], seed)
+    return learner.network(learner.method.adapt(task.support), task).answers(pixels[fold == k])[0]
 
 
 def learning_curve(learner: MetaLearner, examples: Examples, seed: int) -> dict[int, Estimate]:

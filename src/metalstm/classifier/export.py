@@ -89,7 +89,16 @@ def metadata(classifier: Classifier) -> dict[str, Any]:
 
 
 def _program(classifier: Classifier) -> torch.export.ExportedProgram:
-    """The network for any number of images, without what it no longer needs."""
+    """The network for any number of images, without what it no longer needs.
+
+    Raises:
+        UserError: torch.export cannot follow it, or it is only a head on a backbone.
+    """
+    if classifier.meta.get("backbone"):
+        raise UserError(
+            f"this classifier is a head on the backbone {classifier.checkpoint_}, which would be missing in the "
+            "exported file: use the file of the classifier itself"
+        )
     network = copy.deepcopy(classifier.network).cpu()
     network.adapted = {name: tensor.cpu() for name, tensor in network.adapted.items()}
     network.references = network.references and References(*(tensor.cpu() for tensor in network.references))

@@ -10,17 +10,33 @@ import torch
 from torch import Tensor
 
 from metalstm import checkpoint, devices, files, recipes, settings
+from metalstm.backbones import Input
 from metalstm.classifier.inputs import Examples, as_classes
 from metalstm.classifier.meta_learner import PRECISION, temperature
 from metalstm.classifier.network import Network
 from metalstm.classifier.outsiders import References
 from metalstm.errors import UserError
+from metalstm.heads import HEADS
 from metalstm.images import Preprocessing
 from metalstm.methods import Method, RunConfig
-from metalstm.settings import Count, Seed
+from metalstm.settings import Count, Finite, Seed
 
 KEPT = "kept."  # before the names of the tensors of kept images
 KNOWN = "known."  # before those that "none of these" needs
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a classifier on the features of a backbone keeps beside the name and the checksum of the file."""
+
+    head: str
+    """One of `metalstm.heads.HEADS`."""
+    asked: str
+    """The same, or `auto`."""
+    accuracy: dict[str, Finite]
+    """The cross-validated accuracy of the heads that were compared, in percent."""
+    input: Input | None = None
+    """What is done to pixels before the backbone sees them, if that does not stand in its file."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,8 @@ class ClassifierFile:
     calibration: dict[str, float] | None
     adapted: list[str]
     """Names of the tensors that the method learned from the support set."""
+    backbone: Facts | None = None
+    """Of a classifier on the features of a backbone, which `checkpoint` then names."""
 
 
 def save(path: Path, network: Network, meta: dict[str, Any], kept: Examples | None = None) -> None:
@@ -80,12 +98,15 @@ def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any], Exam
             f"{path} is a meta-learner, not a classifier: metalstm adapt makes one, with --checkpoint {path}"
         )
     with checkpoint.fits(path, "adapt it anew"):
-        settings.check_names(ClassifierFile, meta)
+        settings.check_names(ClassifierFile, {"backbone": None} | meta)
         values = settings.from_dict(ClassifierFile, meta)
         as_classes(values.classes)
         msgspec.convert(meta["calibration"], checkpoint.Calibration | None)
         config = recipes.with_changes(recipes.from_dict(values.config), PRECISION)
-        _check_preprocessing(values.preprocessing, config)
+        if values.backbone:
+            recipes.look_up("head", HEADS, values.backbone.head)
+        else:
+            _check_preprocessing(values.preprocessing, config)
         state, held = _part(tensors, "method."), _part(tensors, "adapted.")
         adapted = {name: held[name] for name in values.adapted}
         on_meta = checkpoint.check_shapes(config, state, may_lack_spent=True)
@@ -95,11 +116,10 @@ def load(path: Path, device: str = "cpu") -> tuple[Network, dict[str, Any], Exam
         _restore(method, state)
         references = _references(_part(tensors, KNOWN), values)
         network = Network(method, adapted, values.preprocessing, temperature(values.calibration), device, references)
-        size, channels = values.preprocessing.image_size, values.preprocessing.channels
-        answer, *_ = network.answers(np.zeros((1, size, size, channels), np.uint8))
+        answer, *_ = network.answers(np.zeros((1, *_shape(config)), np.float32 if values.backbone else np.uint8))
         if answer.shape != (1, len(values.classes)):
             raise ValueError(f"{answer.shape[1]} outputs for {len(values.classes)} classes")
-        kept = _kept(_part(tensors, KEPT), values)
+        kept = _kept(_part(tensors, KEPT), values, config)
     return network, {name: value for name, value in meta.items() if name != "adapted"}, kept
 
 
@@ -121,7 +141,7 @@ def _references(tensors: dict[str, Tensor], values: ClassifierFile) -> Reference
     return references
 
 
-def _kept(tensors: dict[str, Tensor], values: ClassifierFile) -> Examples | None:
+def _kept(tensors: dict[str, Tensor], values: ClassifierFile, config: RunConfig) -> Examples | None:
     """The images that a file keeps.
 
     Raises:
@@ -129,16 +149,23 @@ def _kept(tensors: dict[str, Tensor], values: ClassifierFile) -> Examples | None
     """
     if not tensors:
         return None
-    pixels, y, size = tensors["pixels"], tensors["y"], values.preprocessing.image_size
+    pixels, y = tensors["pixels"], tensors["y"]
     if y.dtype != torch.int64 or y.ndim != 1 or not len(y) or y.min() < 0 or y.max() >= len(values.classes):
         raise ValueError("the labels of the kept images are no labels of its classes")
     if y.bincount(minlength=len(values.classes)).tolist() != values.images:
         raise ValueError("it does not keep as many images as it learned from")
-    if pixels.dtype != torch.uint8 or pixels.shape != (len(y), size, size, values.preprocessing.channels):
+    dtype = torch.float32 if values.backbone else torch.uint8
+    if pixels.dtype != dtype or pixels.shape != (len(y), *_shape(config)):
         raise ValueError("the kept images have another size")
     return Examples(
         pixels.numpy(), as_classes(values.classes)[y.numpy()], [f"kept image {k + 1}" for k in range(len(y))]
     )
+
+
+def _shape(config: RunConfig) -> tuple[int, int, int]:
+    """Height, width and channels of what the learner takes: of images, or of features that stand for them."""
+    channels, height, width = config.image_shape
+    return height, width, channels
 
 
 def _check_preprocessing(preprocessing: Preprocessing, config: RunConfig) -> None:

@@ -1,7 +1,7 @@
 """From what a user passes, images of any kind and labels, to pixels and a support set."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import isfinite
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 
 from metalstm.classifier.network import BATCH, to_x
 from metalstm.console import progress
@@ -19,9 +19,11 @@ from metalstm.geometry import Cropped
 from metalstm.images import Preprocessing
 
 MAX_WAY = 200  # classes
+EMBEDDED = 16  # images that a backbone sees at a time: it is large, and progress is to be seen
 MAX_SUPPORT = 2000  # images that are learned from, of all classes together: adapting takes time and memory for each
 
-Pixels = UInt8[np.ndarray, "n height width channels"]
+Pixels = Shaped[np.ndarray, "n height width channels"]  # bytes; floats are features, (n, 1, n_features, 1)
+Embed = Callable[[Pixels], Pixels]  # from pixels to features
 
 
 class Task(NamedTuple):
@@ -134,18 +136,24 @@ def _kind(label: Any) -> str:
     return "True or False" if isinstance(label, (bool, np.bool_)) else "numbers"
 
 
-def read_images(images: Sequence[Any], preprocessing: Preprocessing, crops: int = 1) -> Read:
+def read_images(
+    images: Sequence[Any], preprocessing: Preprocessing, crops: int = 1, embed: Embed | None = None
+) -> Read:
     """The pixels of all images that can be read; arguments as for `read_batches`."""
-    parts = list(read_batches(images, preprocessing, "reading", crops))
+    parts = list(read_batches(images, preprocessing, "reading", crops, embed))
     return Read(
         [number for part in parts for number in part.good],
-        np.concatenate([_stack([], preprocessing), *(part.pixels for part in parts)]),
+        np.concatenate([_stack([], preprocessing, embed), *(part.pixels for part in parts)]),
         [fault for part in parts for fault in part.faults],
     )
 
 
 def read_batches(
-    images: Sequence[Any], preprocessing: Preprocessing, description: str, crops: int = 1
+    images: Sequence[Any],
+    preprocessing: Preprocessing,
+    description: str,
+    crops: int = 1,
+    embed: Embed | None = None,
 ) -> Iterator[Read]:
     """The pixels of many images, a batch at a time, with a progress bar. Some may be broken.
 
@@ -154,7 +162,9 @@ def read_batches(
         preprocessing: Makes the pixels.
         description: What the progress bar says.
         crops: Of each image; their pixels follow one another.
+        embed: Makes features of the pixels, which are then taken for these.
     """
+    size = BATCH if embed is None else EMBEDDED
 
     def read(number: int) -> np.ndarray | UserError:
         try:
@@ -163,13 +173,14 @@ def read_batches(
             return error
 
     with ThreadPoolExecutor(os.cpu_count()) as pool, progress() as bar:
-        task = bar.add_task(description, total=len(images), visible=len(images) > BATCH)
-        for start in range(0, len(images), BATCH):
-            batch = range(start, min(start + BATCH, len(images)))
+        task = bar.add_task(description, total=len(images), visible=len(images) > size)
+        for start in range(0, len(images), size):
+            batch = range(start, min(start + size, len(images)))
             results = list(zip(batch, pool.map(read, batch), strict=True))
             good = [(number, result) for number, result in results if not isinstance(result, UserError)]
             faults = [str(result) for _, result in results if isinstance(result, UserError)]
-            yield Read([number for number, _ in good], _stack([pixels for _, pixels in good], preprocessing), faults)
+            pixels = _stack([pixels for _, pixels in good], preprocessing, embed)
+            yield Read([number for number, _ in good], pixels, faults)
             bar.advance(task, len(batch))
 
 
@@ -197,6 +208,7 @@ def make_task(pixels: Pixels, labels: np.ndarray, drawing: bool, seed: int, devi
     return Task(support, classes, counts.tolist(), rows)
 
 
-def _stack(pixels: list[np.ndarray], preprocessing: Preprocessing) -> Pixels:
+def _stack(pixels: list[np.ndarray], preprocessing: Preprocessing, embed: Embed | None = None) -> Pixels:
     size = preprocessing.image_size
-    return np.concatenate(pixels) if pixels else np.empty((0, size, size, preprocessing.channels), np.uint8)
+    stacked = np.concatenate(pixels) if pixels else np.empty((0, size, size, preprocessing.channels), np.uint8)
+    return stacked if embed is None else embed(stacked)

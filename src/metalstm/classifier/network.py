@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from metalstm.classifier.outsiders import References
@@ -40,14 +40,14 @@ class Network(nn.Module):
         self.references = references and References(*(tensor.to(device) for tensor in references))
         self.to(device).eval().requires_grad_(False)
 
-    def forward(self, pixels: UInt8[Tensor, "n height width channels"]) -> tuple[Tensor, ...]:
+    def forward(self, pixels: Shaped[Tensor, "n height width channels"]) -> tuple[Tensor, ...]:
         """Probabilities of the classes, (n, n_way), and scores of "none of these", (n,), if there are references."""
         features = self.method.features(self.adapted, to_x(pixels, self.preprocessing.drawing))
         probabilities = (self.method.scores(self.adapted, features) / self.temperature).softmax(-1)
         return (probabilities, self.references.scores(features)) if self.references else (probabilities,)
 
     @torch.no_grad()
-    def answers(self, pixels: UInt8[np.ndarray, "n height width channels"]) -> list[np.ndarray]:
+    def answers(self, pixels: Shaped[np.ndarray, "n height width channels"]) -> list[np.ndarray]:
         """The same for any number of images, a batch at a time; there must be at least one.
 
         Raises:
@@ -60,15 +60,17 @@ class Network(nn.Module):
         return answers
 
 
-def to_x(pixels: UInt8[Tensor, "n height width channels"], drawing: bool) -> Float[Tensor, "n channels height width"]:
+def to_x(pixels: Shaped[Tensor, "n height width channels"], drawing: bool) -> Float[Tensor, "n channels height width"]:
     """What a learner sees: values in 0..1.
 
     Args:
-        pixels: As `Preprocessing` makes them.
+        pixels: As `Preprocessing` makes them; or features of a backbone, which are floats and stay as they are.
         drawing: Whether the images are drawings: they are inverted if the mean of their border is light, as
             `metalstm.images.dark_paper` does. Tensor operations do it here, so that an exported file contains them.
     """
     x = pixels.movedim(-1, -3).float()
+    if pixels.is_floating_point():
+        return x
     if drawing:
         border = torch.cat([x[..., 0, :], x[..., -1, :], x[..., 0], x[..., -1]], -1)
         x = torch.where(border.mean((-2, -1))[:, None, None, None] > 127.5, 255 - x, x)

@@ -38,6 +38,12 @@ class Adapt(Command):
     checkpoint: str | None = None
     """The meta-learner: the name of a shipped checkpoint, a run folder or a file. By default, the shipped one that
     suits the images (drawings or photos) and their number."""
+    backbone: str | None = None
+    """A frozen network instead of a meta-learner: an ONNX file that maps images to features, with a JSON file of the
+    same name that says what is done to images; or a checkpoint, whose network is taken."""
+    head: str = "auto"
+    """What learns from the features of the backbone: `meta-lstm`, `logistic`, `class-means` or `tip-adapter`; `auto`
+    takes the best by cross-validation."""
     add: Path | None = None
     """A classifier that keeps its images: learn anew from these and the folder's, of its classes or new ones. It is
     replaced unless `--out` names another file."""
@@ -63,6 +69,8 @@ class Adapt(Command):
         """Learn, save, and report the accuracy."""
         listing = labeled_files(self.images, class_folders(self.images))
         files = listing.images
+        if self.head != "auto" and not self.backbone:
+            raise UserError(f"--head {self.head} learns from the features of a backbone: pass --backbone, too")
         if self.add and self.checkpoint:
             raise UserError("--add takes the meta-learner of the classifier: leave out --checkpoint")
         if self.add and self.framing:
@@ -77,11 +85,14 @@ class Adapt(Command):
         labels, paths = [label for label, _ in files], [path for _, path in files]
         images = cropped(paths, self.crop) if self.crop else paths
         if self.add:
-            classifier = Classifier.load(self.add, device)
+            classifier = Classifier.load(self.add, device, self.backbone)
+            if self.head != "auto":
+                classifier.head = self.head
             classifier.skip_bad = self.skip_bad
             learn = classifier.add
         else:
-            classifier = Classifier(self.checkpoint, self.common.seed, device, self.skip_bad, self.framing)
+            place = self.common.seed, device, self.skip_bad, self.framing
+            classifier = Classifier(self.checkpoint, *place, self.backbone, self.head)
             learn = classifier.fit
         with self._with(listing.problems):
             learn(images, labels)
@@ -93,7 +104,9 @@ class Adapt(Command):
         console.print(f"{self.images}: {', '.join(f'{n} {name}' for n, name in counts)}", soft_wrap=True)
         if max(classifier.meta["images"]) > (most := MAX_SUPPORT // len(classifier.classes_)):
             console.print(f"learned from {most} images of each class, drawn at random", soft_wrap=True)
-        if self.checkpoint is None and not self.add:
+        if facts := classifier.meta.get("backbone"):
+            console.print(_why(facts), soft_wrap=True)
+        elif self.checkpoint is None and not self.add:
             kind = "drawings" if classifier.preprocessing.drawing else "photos"
             n_shot = np.mean(classifier.meta["images"])
             reason = f"for {kind}, {n_shot:.3g} a class; --checkpoint takes another"
@@ -157,6 +170,17 @@ class Adapt(Command):
             problems = [*problems, *(error.problems if isinstance(error, Problems) else [str(error)])]
         if problems:
             raise Problems(self.images, problems, SKIP_BAD)
+
+
+def _why(facts: dict[str, Any]) -> str:
+    """Which head a classifier has, and why."""
+    head, accuracy = facts["head"], facts["accuracy"]
+    if facts["asked"] != "auto":
+        return f"head: {head}"
+    if not accuracy:
+        return f"head: {head} (one image of each class is too few to compare heads; --head takes another)"
+    others = ", ".join(f"{name} {value:.1f} %" for name, value in accuracy.items() if name != head)
+    return f"head: {head} (cross-validated {accuracy[head]:.1f} %; {others}; --head takes another)"
 
 
 def _values(estimate: "Estimate") -> dict[str, Any]:

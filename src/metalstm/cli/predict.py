@@ -41,6 +41,8 @@ class Predict(Command):
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGES ...", help_behavior_hint="(one or more)")
     ]
     """Image files; folders, for all images in them; `-` to read paths from stdin, one on each line."""
+    backbone: str | None = None
+    """The backbone's file, if the classifier has one and it is no longer where it was."""
     reject: bool = False
     """Answer "none of these" where an image is near to no class. Of images of the classes, nine in ten should pass."""
     crops: Annotated[int, Meta(ge=1, le=MAX_CROPS)] = 1
@@ -66,7 +68,7 @@ class Predict(Command):
         from metalstm import images
         from metalstm.classifier import Classifier
 
-        classifier = Classifier.load(self.classifier, device)
+        classifier = Classifier.load(self.classifier, device, self.backbone)
         classifier.preprocessing.check_crops(self.crops)
         least = classifier.threshold() if self.reject else None  # raises if it has none
         paths = images.find(self.images, lines(sys.stdin))

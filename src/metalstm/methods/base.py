@@ -17,7 +17,7 @@ from metalstm.errors import UserError, shown
 from metalstm.learners import Learner, LearnerSettings
 from metalstm.methods.published import Published
 from metalstm.optimizers import InnerOptimizer
-from metalstm.settings import Amount, Channels, Count, NoSettings, Seed, Side, TrainingSettings, Traits, Ways
+from metalstm.settings import Amount, Channels, Count, NoSettings, Seed, Side, TrainingSettings, Traits, Ways, Width
 
 Adapted = dict[str, Tensor]  # everything that one task, or each of a batch of tasks, taught
 Gates = dict[str, Float[Tensor, "2 n_steps *tasks"]]  # f and the rate i of each layer, over the inner steps
@@ -83,7 +83,7 @@ class RunConfig(Recipe):
     data_digest: str = ""
     licence: str = ""
     traits: Traits = Traits()
-    image_shape: tuple[Channels, Side, Side] = (1, 28, 28)
+    image_shape: tuple[Channels, Side, Width] = (1, 28, 28)
     n_classes: Annotated[int, Meta(ge=0, le=10**6)] = 0
     n_way: Ways = 5
     n_shot: Count = 5

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from metalstm.episodes import Episode, Support
-from metalstm.learners import Learner
+from metalstm.learners import Learner, Linear
 from metalstm.methods.base import Adapted, Method, Recipe, Row, RunConfig, check_neighbors, score
 from metalstm.optimizers import InnerOptimizer
 from metalstm.settings import TrainingSettings, Traits
@@ -25,7 +25,7 @@ class PixelNearestNeighbor(Method):
     @classmethod
     def recipe(cls, name: str, traits: Traits, n_shot: int) -> Recipe:
         """Nothing to set and nothing to train."""
-        return Recipe(training=TrainingSettings(episodes=0), learner="linear")
+        return Recipe(training=TrainingSettings(episodes=0), learner="linear", learner_settings=Linear.Settings())
 
     @classmethod
     def build(
