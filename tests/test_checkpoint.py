@@ -142,8 +142,8 @@ def test_a_folder_without_a_best_checkpoint_is_no_run(tmp_path):
 @pytest.mark.parametrize("name", sorted(checkpoint.shipped()))
 def test_shipped_checkpoints_load_and_are_named_for_what_they_hold(name):
     _, config, _ = checkpoint.load_method(name)
-    suffix = "-paper" if config.recipe == "paper" else ""
-    assert name == f"{config.method}-{config.data}-{config.n_way}w{config.n_shot}s{suffix}"
+    learner = "" if config.learner == "conv4" else f"{config.learner}-"
+    assert name == f"{config.method}-{config.data}-{learner}{config.n_way}w{config.n_shot}s"
 
 
 @pytest.mark.parametrize("name", METHODS)

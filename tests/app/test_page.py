@@ -130,7 +130,7 @@ def test_files_and_folders(browser, url, tmp_path):
         assert not events  # one that ends as another begins can lose the answers of that one: see ENABLE in page.py
         learn(page)
         assert page.get_by_text("Learned from 24 images").is_visible()
-        assert page.get_by_text("meta-lstm-cifar-fs-5w5s").is_visible()  # photos
+        assert page.get_by_text("meta-lstm-cifar-fs-resnet12-5w5s").is_visible()  # photos
         page.locator("#query input[type=file]").set_input_files([folder / name / "7.png" for name in classes])
         page.locator(".answer").nth(2).wait_for()
         guesses = [answer.locator("p").first.inner_text() for answer in page.locator(".answer").all()]

@@ -18,7 +18,7 @@ def test_adapt_reports_images_meta_learner_file_and_accuracy(adapted, colors):
     assert (status, out) == (0, ""), err
     assert err.splitlines() == [
         "photos: 3 blue [b], 3 green, 2 red",
-        "meta-learner: meta-lstm-cifar-fs-5w5s (for photos, 2.67 a class; --checkpoint takes another)",
+        "meta-learner: meta-lstm-cifar-fs-resnet12-5w5s (for photos, 2.67 a class; --checkpoint takes another)",
         "photos.safetensors: the classifier; now: metalstm predict photos.safetensors IMAGES",
         "accuracy on images like these: 100 % (95 % interval 68 to 100 %), by 3-fold cross-validation on 8 images",
     ]
@@ -141,7 +141,7 @@ def test_images_and_classes_are_added_as_if_they_had_been_there(colors, commands
     assert status == 0, err
     assert ("1 yellow" if new == "yellow" else "4 green") in err
     shutil.copytree(more, photos, dirs_exist_ok=True)
-    words = flags(checkpoint="meta-lstm-cifar-fs-5w5s", out="all.safetensors", keep_images=True)
+    words = flags(checkpoint="meta-lstm-cifar-fs-resnet12-5w5s", out="all.safetensors", keep_images=True)
     commands("adapt", "photos", *words, cwd=tmp_path)
     helpers.assert_same_tensors(tmp_path / "x.safetensors", tmp_path / "all.safetensors")
     status, out, _ = commands("predict", "x.safetensors", colors / "new", "--csv", "-", cwd=tmp_path)
