@@ -64,7 +64,7 @@ def trial(images, rng: np.random.RandomState, where: str) -> dict[str, float]:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--where", nargs="+", choices=WHERE, default=WHERE)
