@@ -344,7 +344,7 @@ def test_a_configuration_that_is_none_is_refused_in_one_line(commands, path, met
         ("settings.norm_momentum", "x", "--norm-momentum x: must be a number, above 0 and at most 1"),
         ("settings.of the future", 1, "InnerLoop does not know of the future"),
         ("optimizer_settings.forget_bias", [1], "--forget-bias [1]: must be 2 values, each a number"),
-        ("training.lr", -1, "--lr -1: must be above 0"),
+        ("training.lr", -1, "--lr -1: must be at least 0"),
         ("traits.mirrors", "yes", "--mirrors yes: must be True or False"),
         ("n_way", 0, "--n-way 0: must be at least 2"),
         ("method", "of the future", "unknown method 'of the future': allowed: alfa, "),
