@@ -59,7 +59,9 @@ def make(meta_sets, tmp_path_factory) -> Callable[..., Path]:
         method: str = "meta-lstm", calibrated: bool = False, traits: Traits | None = None, n_shot: int = 1, **settings
     ) -> Path:
         config = helpers.tiny_config(meta_sets, method)
-        if recipes.has_setting(config, "shared_head") and method != "from-random":  # whose heads are random
+        if method == "from-random":  # it shares no head, and serves its own number of classes alone: that of `patterns`
+            config = replace(config, n_way=3)
+        elif recipes.has_setting(config, "shared_head"):
             settings = {"shared_head": True, **settings}
         config = recipes.with_changes(config, settings)
         config = replace(config, traits=traits or config.traits, n_shot=n_shot)
