@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Shaped
 
+from metalstm.backbones.cache import BATCH as EMBEDDED
 from metalstm.classifier.network import BATCH, to_x
 from metalstm.console import progress
 from metalstm.episodes import Support
@@ -19,7 +20,6 @@ from metalstm.geometry import Cropped
 from metalstm.images import Preprocessing
 
 MAX_WAY = 200  # classes
-EMBEDDED = 16  # images that a backbone sees at a time: it is large, and progress is to be seen
 MAX_SUPPORT = 2000  # images that are learned from, of all classes together: adapting takes time and memory for each
 
 Pixels = Shaped[np.ndarray, "n height width channels"]  # bytes; floats are features, (n, 1, n_features, 1)
@@ -164,7 +164,7 @@ def read_batches(
         crops: Of each image; their pixels follow one another.
         embed: Makes features of the pixels, which are then taken for these.
     """
-    size = BATCH if embed is None else EMBEDDED
+    size = BATCH if embed is None else EMBEDDED  # a backbone is slow, and progress is to be seen
 
     def read(number: int) -> np.ndarray | UserError:
         try:

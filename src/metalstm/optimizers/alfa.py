@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metalstm.learners import Learner
 from metalstm.optimizers.base import InnerOptimizer
-from metalstm.optimizers.learned_rates import at_step, spread
+from metalstm.optimizers.learned_rates import at_step, layer_means, spread
 from metalstm.optimizers.rules import GateState, Same, no_steps
 from metalstm.settings import Positive
 
@@ -72,7 +72,7 @@ class Alfa(InnerOptimizer[GateState]):
 
     def inputs(self, theta: Same, grad: Same, loss: Float[Tensor, "*tasks"]) -> dict[str, Float[Tensor, "..."]]:
         """The means of each layer, (*tasks, n_layers)."""
-        return {"gradient": self._means(grad), "theta": self._means(theta)}
+        return {"gradient": layer_means(grad, self.lengths), "theta": layer_means(theta, self.lengths)}
 
     def see(self, inputs: dict[str, Float[Tensor, "..."]], state: GateState) -> GateState:
         """The gates that the network gives for these means."""
@@ -89,8 +89,3 @@ class Alfa(InnerOptimizer[GateState]):
         """One step; arguments as in `InnerOptimizer.update`."""
         state = self.see(self.inputs(theta, grad, loss), state)
         return state.f * theta - state.i * grad, state
-
-    def _means(self, values: Same) -> Float[Tensor, "*tasks n_layers"]:
-        """The mean of each layer."""
-        parts = values.split([*self.lengths, values.shape[-1] - sum(self.lengths)], -1)
-        return torch.stack([part.mean(-1) for part in parts], -1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metalstm.learners import Learner
 from metalstm.optimizers.base import InnerOptimizer
-from metalstm.optimizers.learned_rates import spread
+from metalstm.optimizers.learned_rates import layer_means, spread
 from metalstm.optimizers.rules import Same, Steps, no_steps
 from metalstm.settings import Positive
 
@@ -107,7 +107,7 @@ class LayerLSTM(InnerOptimizer[LayerLSTMState]):
             kept * mean + (1 - kept) * grad for kept, mean in zip(KEPT, (state.fast, state.slow), strict=True)
         )
         products = (theta * theta, grad * grad, fast * fast, slow * slow, grad * fast, grad * slow, grad * theta)
-        means = self._means(torch.stack(products))
+        means = layer_means(torch.stack(products), self.lengths)
         sizes = (means[:4] + TINY).sqrt()
         weights, *lengths = sizes.unbind()
         log_loss = (loss + 1e-6).log().unsqueeze(-1)
@@ -144,8 +144,3 @@ class LayerLSTM(InnerOptimizer[LayerLSTMState]):
         i = rate * (weights.square() + FLOOR**2).sqrt()
         by_gradient, by_fast, by_slow = (i.unsqueeze(-1) * said[..., 2:].softmax(-1)).unbind(-1)
         return 1 - rate * said[..., 1], by_gradient, by_fast, by_slow
-
-    def _means(self, values: Float[Tensor, "n *tasks n_params"]) -> Float[Tensor, "n *tasks n_layers"]:
-        """The mean of each layer."""
-        parts = values.split([*self.lengths, values.shape[-1] - sum(self.lengths)], -1)
-        return torch.stack([part.mean(-1) for part in parts], -1)

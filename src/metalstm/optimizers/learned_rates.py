@@ -79,6 +79,12 @@ def at_step(table: Float[Tensor, "n_steps *row"], t: Steps) -> Float[Tensor, "..
     return table[t.squeeze(-1).long().clamp(max=len(table) - 1)]
 
 
+def layer_means(values: Float[Tensor, "*tasks n_params"], lengths: list[int]) -> Float[Tensor, "*tasks n_layers"]:
+    """The mean of each stretch of theta; the last is of what lies behind."""
+    parts = values.split([*lengths, values.shape[-1] - sum(lengths)], -1)
+    return torch.stack([part.mean(-1) for part in parts], -1)
+
+
 def spread(values: Float[Tensor, "*tasks n_layers"], lengths: list[int], theta: Same) -> Same:
     """One value for each stretch of theta, repeated for all its coordinates; the last is for what lies behind."""
     n_each = [*lengths, theta.shape[-1] - sum(lengths)]
