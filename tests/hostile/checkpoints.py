@@ -15,7 +15,7 @@ from metalstm.methods import METHODS, RunConfig
 from metalstm.settings import Traits
 from metalstm.training import record, train
 
-SMALL = {"filters": 2, "hidden_size": 1, "shared_head": True, "pretrain": 0, "val_episodes": 2, "val_every": 2}
+SMALL = {"filters": 2, "hidden_size": 1, "pretrain": 0, "val_episodes": 2, "val_every": 2}
 RUN_FILES = ("config.json", "metrics.jsonl", "run.json", "last.safetensors", "best.safetensors")
 IMAGES = list(np.random.RandomState(0).randint(0, 256, (6, 16, 16), np.uint8))
 LABELS = ["a", "b", "c"] * 2
