@@ -194,8 +194,8 @@ def test_reject_says_none_of_these(made, colors, commands, tmp_path):
     _, out, _ = commands("predict", shy, "new", "--reject", "--csv", "-", cwd=colors)
     assert [row.split(",")[1] for row in out.splitlines()[1:]] == ["none of these"] * 3
     assert commands.refusal("predict", plain, "new", "--reject", cwd=colors) == (
-        "meta-lstm-cifar-fs-resnet12-5w5s has no calibration, so its classifiers cannot answer 'none of these': adapt with a "
-        f"shipped checkpoint: {', '.join(checkpoint.shipped())}"
+        "meta-lstm-cifar-fs-resnet12-5w5s has no calibration, so its classifiers cannot answer 'none of these': "
+        f"adapt with a shipped checkpoint: {', '.join(checkpoint.shipped())}"
     )
     assert commands("predict", old, "new", cwd=colors)[0] == 0
     assert commands.refusal("predict", old, "new", "--reject", cwd=colors) == (
