@@ -31,6 +31,7 @@ CSS = Path(__file__).with_name("app.css")
 MAX_SESSIONS = 200  # whose classifiers are kept; then the one that was not used for longest is forgotten
 MAX_EVENTS = 200  # of all sessions that wait
 MAX_CONNECTIONS = 500
+SentCards = Annotated[list[Card], Meta(max_length=100)] | None
 END_SECONDS = 0.5  # for requests that are still answered
 
 
@@ -85,7 +86,7 @@ def _kind(part: Any) -> Any:
     """The type of what the page sends of one of its parts; of a State it sends None."""
     if isinstance(part, gr.Radio):
         return Literal[tuple(value for _, value in part.choices)]
-    return Annotated[list[Card], Meta(max_length=100)] | None
+    return SentCards
 
 
 def _listening(port: int | None) -> socket.socket:
