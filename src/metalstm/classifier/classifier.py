@@ -458,14 +458,20 @@ class Classifier:
         Raises:
             UserError: The backbone is missing, or another one than that which made the classifier.
         """
-        if not (facts := self.meta.get("backbone")):
-            return None
+        return partial(backbones.features, self.frozen()) if self.meta.get("backbone") else None
+
+    def frozen(self) -> Backbone:
+        """The backbone of a classifier that has one.
+
+        Raises:
+            UserError: It is missing, or another one than that which made the classifier.
+        """
         if self._backbone is None:
-            kept = from_dict(Input, facts["input"]) if facts.get("input") else None
-            self._backbone = backbones.load(self.backbone, self.device, kept)
+            kept = self.meta["backbone"].get("input")
+            self._backbone = backbones.load(self.backbone, self.device, kept and from_dict(Input, kept))
         check_same(self._backbone, self.meta)
         self._backbone.preprocessing = self.preprocessing
-        return partial(backbones.features, self._backbone)
+        return self._backbone
 
     def _again(self) -> MetaLearner:
         """The meta-learner of a classifier that was loaded."""
