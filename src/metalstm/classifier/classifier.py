@@ -147,7 +147,7 @@ class Classifier:
         self.left_out_ = []
         learner, examples = self._examples_of(images, labels)
         task = learner.task(examples.pixels, examples.labels, self.seed)
-        method, support, adapted = learner.method, task.support, None
+        method, support, adapted = learner.remembering, task.support, None
         for number, watched in enumerate(method.watch(support), 1):
             adapted = watched.adapted
             with torch.no_grad():
@@ -403,7 +403,7 @@ class Classifier:
 
     def _learn(self, learner: MetaLearner, examples: Examples) -> None:
         task = learner.task(examples.pixels, examples.labels, self.seed)
-        self._finish(learner, examples, task, learner.method.adapt(task.support))
+        self._finish(learner, examples, task, learner.remembering.adapt(task.support))
 
     def _known(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
         """The meta-learner and the pixels of some images, or of those that were learned from."""
