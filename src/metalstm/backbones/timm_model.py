@@ -154,10 +154,10 @@ def _with_weights(timm: Any, name: str, path: Path) -> nn.Module:
         if not loaded:
             raise ValueError("timm read nothing from it")
         if missing := [each for names in loaded for each in names]:
-            raise ValueError(f"{len(missing)} tensors are missing: {', '.join(missing[:3])}")
+            raise ValueError(f"it lacks {', '.join(missing[:3])}{' and more' if missing[3:] else ''}")
     except Exception as error:  # what timm does with a file depends on the model
         raise UserError(
-            f"{path} has not the weights of timm's {name} ({short(str(error))}): give the file of this model"
+            f"{path} does not hold the weights of timm's {name} ({short(str(error))}): give the file of this model"
         ) from error
     return net
 
