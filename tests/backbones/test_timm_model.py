@@ -69,7 +69,7 @@ def test_a_torchvision_of_another_torch_is_named(monkeypatch):
     monkeypatch.setattr(timm_model, "import_module", fail)
     assert said("timm:resnet18") == (
         f"timm cannot be imported beside torch {torch.__version__} (operator torchvision::nms does not exist): install "
-        "the torchvision of this torch, from where torch came"
+        "the torchvision that fits this torch, from the same index"
     )
 
 

@@ -100,7 +100,7 @@ def _timm() -> Any:
     except RuntimeError as error:  # of torchvision, beside a torch that it was not built for
         raise UserError(
             f"timm cannot be imported beside torch {torch.__version__} ({short(str(error))}): install the torchvision "
-            "of this torch, from where torch came"
+            "that fits this torch, from the same index"
         ) from error
 
 
