@@ -117,10 +117,11 @@ def test_only_safetensors_files_are_downloaded(hub, file, error, expected, monke
 def test_features_are_those_of_the_module_without_its_classifier(net, weights):
     backbone = backbones.load(f"timm:{NAME}={weights}")
     assert (backbone.n_features, backbone.preprocessing.image_size) == (1024, 224)
-    assert backbone.input == backbones.Input(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    values = backbones.Input(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert backbone.input == values
     pixels = np.random.RandomState(0).randint(0, 256, (2, 224, 224, 3)).astype(np.uint8)
     x = torch.tensor(pixels).movedim(-1, 1).float() / 255
-    mean, std = (torch.tensor(each)[:, None, None] for each in (backbone.input.mean, backbone.input.std))
+    mean, std = (torch.tensor(each)[:, None, None] for each in (values.mean, values.std))
     net.reset_classifier(0)
     np.testing.assert_allclose(backbone.compute(pixels), net((x - mean) / std).numpy(), rtol=1e-4, atol=1e-7)
 
