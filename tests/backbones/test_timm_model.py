@@ -100,9 +100,9 @@ def test_only_safetensors_files_are_downloaded(hub, file, error, expected, monke
     errors = pytest.importorskip("huggingface_hub.errors")
     asked = []
 
-    def download(*args):
-        asked.append(args)
-        failure = getattr(errors, error)
+    def download(*args, local_files_only=False):
+        asked.append((*args, local_files_only))
+        failure = errors.LocalEntryNotFoundError if local_files_only else getattr(errors, error)
         raise failure.__new__(failure, "no luck")  # some take the server's answer, too
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
@@ -110,7 +110,7 @@ def test_only_safetensors_files_are_downloaded(hub, file, error, expected, monke
         timm_model._downloaded("x", SimpleNamespace(hf_hub_id=hub, hf_hub_filename=file))
     assert str(found.value).startswith(expected)
     assert str(found.value).endswith(", timm:x=weights.safetensors")
-    assert asked == ([("timm/x", "model.safetensors")] if error else [])
+    assert asked == ([("timm/x", "model.safetensors", local) for local in (True, False)] if error else [])
 
 
 @needs_timm
@@ -182,11 +182,14 @@ def test_names_that_timm_would_look_up_elsewhere_are_refused(name):
 
 
 @needs_timm
-def test_weights_that_timm_names_are_downloaded(weights, monkeypatch):
-    asked = []
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *args: asked.append(args) or str(weights))
+def test_weights_that_timm_names_come_from_the_cache_of_the_hub(weights, tmp_path, monkeypatch):
+    folder, commit = tmp_path / "hub" / f"models--timm--{TAGGED}", "0" * 40
+    for path in (folder / "refs", folder / "snapshots" / commit):
+        path.mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit / "model.safetensors").write_bytes(weights.read_bytes())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     backbone = backbones.load(f"timm:{TAGGED}")
-    assert asked == [(f"timm/{TAGGED}", "model.safetensors")]
     assert backbone.sha256 == backbones.load(f"timm:{TAGGED}={weights}").sha256
     assert backbone.sha256 != backbones.load(f"timm:{NAME}={weights}").sha256, "other models can share weights"
 

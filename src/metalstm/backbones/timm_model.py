@@ -131,6 +131,8 @@ def _downloaded(name: str, config: Any) -> Path:
         raise none
     hub, errors = import_module("huggingface_hub"), import_module("huggingface_hub.errors")
     try:
+        with contextlib.suppress(errors.LocalEntryNotFoundError):  # asks nobody if they are here
+            return Path(hub.hf_hub_download(config.hf_hub_id, file, local_files_only=True))
         return Path(hub.hf_hub_download(config.hf_hub_id, file))
     except errors.LocalEntryNotFoundError as error:  # no network: a kind of the next one
         raise UserError(f"the weights of {name} cannot be downloaded ({short(str(error))}): {instead}") from error
