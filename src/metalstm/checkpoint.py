@@ -21,10 +21,13 @@ from torch import Tensor
 
 from metalstm import files, recipes
 from metalstm.errors import UserError, shown, unknown
+from metalstm.learners import LEARNERS
 from metalstm.methods import Method, RunConfig
 from metalstm.settings import Amount, Count, Finite, Positive, Ways
 
 LARGE = 2**14  # numbers of a tensor that `halved` rounds
+# Below these, a method takes at most some 100 MB: one with a network of its own on features has their square.
+SMALL_BODY, SMALL_FEATURES, SMALL_WAY = 2**23, 2**10, 2**10
 MOST_ABSENT = 2**28  # bytes of tensors that a method has and a file may lack
 
 
@@ -153,14 +156,15 @@ def check_shapes(config: RunConfig, state: Mapping[str, Tensor], may_lack_spent:
         may_lack_spent: Tensors may be missing that the method no longer needs once it has adapted.
 
     Returns:
-        The method on PyTorch's meta device: shapes without numbers. None if its learner cannot be built there.
+        The method, on PyTorch's meta device if it may be large: shapes without numbers. None if its learner cannot be
+        built there.
 
     Raises:
         KeyError, ValueError: A tensor is missing, foreign, or of another shape or type.
         UserError: The configuration makes no sense.
     """
     try:
-        with torch.device("meta"):
+        with contextlib.nullcontext() if _is_small(config) else torch.device("meta"):
             method = recipes.build(config)
     except UserError:
         raise
@@ -174,6 +178,15 @@ def check_shapes(config: RunConfig, state: Mapping[str, Tensor], may_lack_spent:
     if (n_bytes := sum(each.numel() * each.element_size() for each in absent.values())) > MOST_ABSENT:
         raise ValueError(f"its settings ask for {n_bytes:,} bytes that the file does not hold")
     return method
+
+
+def _is_small(config: RunConfig) -> bool:
+    """Whether a method has few numbers. On the meta device PyTorch imports its compiler, which takes seconds."""
+    learner = LEARNERS[config.learner]
+    if not learner.light:
+        return False
+    built = learner.build(config.learner_settings, config.image_shape, torch.Generator())
+    return built.n_body <= SMALL_BODY and built.n_features <= SMALL_FEATURES and config.n_way <= SMALL_WAY
 
 
 def read_config(path: Path, meta: dict[str, Any]) -> RunConfig:

@@ -47,7 +47,7 @@ def end(process: subprocess.Popen[str], folder: Path, number: signal.Signals) ->
 
 # Requests without a browser
 
-TRAIN = 1  # the number of the event behind "Learn"
+TRAIN, CLASSIFY = 1, 4  # the numbers of the events behind "Learn" and behind an image to be classified
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 FILE = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc\r\n--x--\r\n'
 
@@ -66,8 +66,9 @@ def ask(url: str, method: str, path: str, body: Any = None, **headers: str) -> t
     return result
 
 
-def event(data: Any, session: str = "", **more: Any) -> dict[str, Any]:
-    return {"fn_index": TRAIN, "data": data, "session_hash": session or uuid.uuid4().hex, **more}
+def event(data: Any, session: str = "", last: Any = "", **more: Any) -> dict[str, Any]:
+    """Something that happens; `last` is the last input: the framing to learn with, the number of crops to classify."""
+    return {"fn_index": TRAIN, "data": [*data, last], "session_hash": session or uuid.uuid4().hex, **more}
 
 
 def outcome(url: str, session: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from app.serving import FILE, FORM, TRAIN, ask, event, outcome
+from app.serving import CLASSIFY, FILE, FORM, TRAIN, ask, event, outcome
 
 pytest.importorskip("gradio", reason="needs the extra app")
 pytestmark = pytest.mark.slow
@@ -106,6 +106,11 @@ MALFORMED = [
     event([[{"name": "a", "images": [{"url": "x" * 2**21}]}]]),
     event([[{"name": "a", "images": []}] * 101]),
     event([{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]),
+    event([[]], last="zoom"),
+    event([[]], last=None),
+    event([[]], last=[]),
+    event([None, []], last=4, fn_index=CLASSIFY),
+    event([None, []], last="1", fn_index=CLASSIFY),
     event([[]]) | {"fn_index": 99},
     event([[]]) | {"fn_index": "1"},
     event([[]]) | {"session_hash": None},

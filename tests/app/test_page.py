@@ -109,6 +109,14 @@ def test_example(browser, url, scheme, width):
         draw(page, page.locator("#query canvas"), *cross())
         answers.nth(5).wait_for()
         expect(page.locator(".accuracy")).to_contain_text("3-fold cross-validation on 15 images")
+        for name in ("Wide or tall photos", "Several squares of a photo"):
+            page.get_by_role("button", name=name).click()
+        page.locator("#crops").get_by_label("9").wait_for()
+        check_looks(page)
+        if folder := os.environ.get("METALSTM_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / f"app-open-{scheme}-{width}.png", full_page=True)
+        for name in ("Wide or tall photos", "Several squares of a photo"):
+            page.get_by_role("button", name=name).click()
         if folder := os.environ.get("METALSTM_SCREENSHOTS"):
             page.mouse.move(0, 0)
             name = "app.png" if (scheme, width) == ("light", 1280) else f"app-{scheme}-{width}.png"
@@ -135,6 +143,59 @@ def test_files_and_folders(browser, url, tmp_path):
         page.locator(".answer").nth(2).wait_for()
         guesses = [answer.locator("p").first.inner_text() for answer in page.locator(".answer").all()]
         assert [guess.split("\n")[0] for guess in guesses] == list(classes)
+
+
+def bar(page: Any, answer: int, place: int = 0) -> Any:
+    """A line of an answer."""
+    return page.locator(".answer").nth(answer).locator("p").nth(place)
+
+
+@pytest.mark.parametrize(("framing", "crops"), [("usual", (1, 5)), ("letterbox", ()), ("squeeze", ())])
+def test_framing_and_crops_are_those_of_the_commands(framing, crops, browser, url, tmp_path):
+    """The page shows what the downloaded classifier answers, in each framing and with each number of crops."""
+    from metalstm.classifier import Classifier
+
+    folder, events, wide = make_folder(tmp_path / "photos"), [], [[], []]
+    for own in range(2):
+        for k in range(4):  # the own class is in the middle, the other one at the left
+            parts = [np.asarray(Image.open(folder / f"class 0{c}" / f"{k}.png")) for c in (1 - own, own, 2)]
+            wide[own].append(tmp_path / f"{own} {k}.png")
+            Image.fromarray(np.concatenate(parts, 1)).save(wide[own][k])
+    queries = [files[3] for files in wide]
+    with watched(browser) as page:
+        page.on("request", lambda request: events.append(request.url) if request.url.endswith("/queue/join") else None)
+        page.goto(url)
+        for number, files in enumerate(wide):
+            card = page.locator("#support .card").nth(number)
+            card.locator("input[type=file]").set_input_files(files[:3])
+            expect(card.locator("img")).to_have_count(3)
+        choices = page.locator("#crops")
+        for name, fold in (("Wide or tall photos", "#framing"), ("Several squares of a photo", "#crops")):
+            assert not page.locator(f"{fold} label").first.is_visible(), "it is folded away"
+            page.get_by_role("button", name=name).click()
+        page.locator("#framing").get_by_label(framing, exact=True).check()
+        expect(choices.get_by_label("5")).to_be_disabled()
+        assert not events, "nothing is sent before Learn"
+        learn(page)
+        page.locator("#query input[type=file]").set_input_files(queries)
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download").click()
+        download.value.save_as(tmp_path / "classifier.safetensors")
+        classifier = Classifier.load(tmp_path / "classifier.safetensors")
+        assert classifier.preprocessing.framing == ("crop" if framing == "usual" else framing)
+        seen = set()
+        for n in crops or [1]:
+            if crops:
+                choices.get_by_label(str(n)).check()
+            for answer, row in enumerate(classifier.predict_proba(queries, n)):
+                said = f"{'AB'[row.argmax()]}{100 * row.max():.0f} %"
+                expect(page.locator(".answer").nth(answer).locator("p").first).to_have_text(said)
+                seen.add((answer, said))
+        assert len(seen) == 2 * len(crops or [1]), "other crops give other answers"
+        if crops:  # they are over once it has learned in another framing
+            page.locator("#framing").get_by_label("letterbox").check()
+            page.get_by_role("button", name="Learn", exact=True).click()
+        expect(choices.get_by_label("5")).to_be_disabled()
 
 
 def test_an_image_is_cropped_moved_and_removed(browser, url, tmp_path):

@@ -6,7 +6,9 @@ import pytest
 from metalstm.classifier import Classifier, Estimate
 from metalstm.classifier.classifier import NotFitted
 from metalstm.classifier.cross_validation import CrossValidation, another_image, folds
+from metalstm.classifier.meta_learner import MetaLearner
 from metalstm.errors import UserError
+from metalstm.learners import HeadOnly
 
 
 def test_the_estimate_is_cross_validated(make, patterns, drawings):
@@ -35,6 +37,30 @@ def test_each_image_is_classified_by_a_classifier_that_has_not_seen_it(make, pat
         fitted = Classifier(path, seed=4).fit(images[fold != k], labels[fold != k])
         right += int((fitted.predict(images[fold == k]) == labels[fold == k]).sum())
     assert estimate == Estimate(right, 8, 5)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "fixed"),
+    [
+        ("meta-lstm", {"moves": "head", "keep_moments": True}, True),
+        ("meta-lstm", {"moves": "all", "keep_moments": False}, False),
+        ("r2d2", {}, True),
+    ],
+)
+def test_images_are_embedded_once_for_all_folds(method, settings, fixed, make, patterns, monkeypatch):
+    classifier, counts, embed = Classifier(make(method, **settings)), [], HeadOnly.fixed
+
+    def counted(self, x, train=False):
+        counts.append(x.shape[:-3].numel())
+        return embed(self, x, train)
+
+    monkeypatch.setattr(HeadOnly, "fixed", counted)
+    classifier.fit(patterns.support, patterns.labels)
+    found = classifier.cross_validate()
+    assert sum(counts) == fixed * len(patterns.support), "an image in several folds is embedded once"
+    monkeypatch.setattr(MetaLearner, "remembering", property(lambda learner: learner.method))
+    slow = classifier.cross_validate()
+    np.testing.assert_allclose(found.probabilities, slow.probabilities, rtol=1e-5, atol=1e-5)
 
 
 def test_folds_are_stratified_and_drawn_by_the_seed():

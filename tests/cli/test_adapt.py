@@ -229,10 +229,35 @@ def test_adapt_learns_on_a_backbone_and_says_which_head_and_why(colors, commands
     assert (status, err, stdout.count("\n")) == (0, "", 4)
 
 
+def test_a_head_alone_learns_on_the_network_of_the_checkpoint(colors, commands, tmp_path):
+    net, out = "meta-lstm-cifar-fs-resnet12-5w5s", tmp_path / "made.safetensors"
+    status, _, err = commands("adapt", "photos", *flags(head="logistic", out=out), cwd=colors)
+    assert status == 0, err
+    assert err.splitlines()[1:3] == [
+        f"network: {net} (for photos, 2.67 a class; --checkpoint takes another)",
+        "head: logistic",
+    ]
+    for option in ("checkpoint", "backbone"):
+        other = tmp_path / f"{option}.safetensors"
+        status, _, err = commands("adapt", "photos", *flags(head="logistic", out=other, **{option: net}), cwd=colors)
+        assert (status, "network: " in err) == (0, False), err
+        helpers.assert_same_tensors(out, other)
+    assert commands("predict", out, "new", cwd=colors)[0] == 0
+    commands("adapt", "photos", *flags(out=out, keep_images=True), cwd=colors)
+    assert commands.refusal("adapt", "photos", *flags(add=out, head="logistic"), cwd=colors) == (
+        f"{out} learns by the method of {net}, not by a head: leave out --head, or adapt to all images anew, without "
+        "--add"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--head", "logistic"], "--head logistic learns from the features of a backbone: pass --backbone, too"),
+        (
+            ["--head", "logit"],
+            "unknown head 'logit', did you mean 'logistic'? allowed: auto, class-means, logistic, meta-lstm, "
+            "tip-adapter",
+        ),
         (
             ["--backbone", "meta-lstm-cifar-fs-5w1s", "--checkpoint", "meta-lstm-cifar-fs-5w1s"],
             "a checkpoint and a backbone: give one of them, --checkpoint or --backbone",

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from app.serving import TRAIN, ask, event, outcome, start
+from app.serving import CLASSIFY, TRAIN, ask, event, outcome, start
 from metalstm.app.cards import data_url
 
-CLASSIFY = 4  # the number of the event behind an image to be classified
 GROWTH = 1.1, 50  # times and MB that memory may have grown by, from the second quarter of the time to the last
 
 
@@ -77,16 +76,17 @@ class Client:
 
     def __call__(self) -> None:
         """Learn and classify; the answer is of its own classes, and the same as before."""
-        self._ask(TRAIN, [self.cards])
-        answer = str(self._ask(CLASSIFY, [None, self.query])["data"][0])
+        self._ask(TRAIN, [self.cards], "")
+        answer = str(self._ask(CLASSIFY, [None, self.query], 1)["data"][0])
         assert all(name in answer for name in self.names), f"not its own classes: {answer}"
         assert answer.count("client ") == 2, f"another client's classes: {answer}"
         found = hashlib.sha256(answer.encode()).hexdigest()
         assert self.before in ("", found), f"another answer than before: {answer}"
         self.before = found
 
-    def _ask(self, number: int, data: list[Any]) -> dict[str, Any]:
-        status, _, said = ask(self.url, "POST", "/gradio_api/queue/join", event(data, self.session, fn_index=number))
+    def _ask(self, number: int, data: list[Any], last: Any) -> dict[str, Any]:
+        body = event(data, self.session, last, fn_index=number)
+        status, _, said = ask(self.url, "POST", "/gradio_api/queue/join", body)
         assert status == 200, (status, said)
         answer = outcome(self.url, self.session)
         assert answer["success"], answer

@@ -37,21 +37,24 @@ def test_what_is_wrapped_computes_the_same(inner, kind):
     assert torch.equal(*(each.init_body(torch.Generator().manual_seed(2)) for each in (learner, wrapped)))
 
 
-def test_what_is_fixed_is_computed_once(monkeypatch):
-    learner, generator = head_only(), torch.Generator().manual_seed(1)
-    images = [torch.rand(1, 5, *SHAPE, generator=generator) for _ in range(2)]
-    expected = [learner.fixed(x) for x in images]
-    calls = []
-    monkeypatch.setattr(HeadOnly, "fixed", lambda self, x, train=False: calls.append(train) or expected[0])
+def test_what_is_fixed_is_computed_once_for_each_image(monkeypatch):
+    learner, x = head_only(), torch.rand(2, 5, *SHAPE, generator=torch.Generator().manual_seed(1))
+    expected, fixed, counts = learner.fixed(x), HeadOnly.fixed, []
+
+    def counted(self, x, train=False):
+        counts.append((len(x), train))
+        return fixed(self, x, train)
+
+    monkeypatch.setattr(HeadOnly, "fixed", counted)
     once = FixedOnce(learner)
-    for _ in range(3):
-        assert once.fixed(images[0].clone()) is expected[0]  # equal images, not the same tensor
-    assert calls == [False]
-    once.fixed(images[1])
-    assert calls == [False, False]
-    once.fixed(images[1], train=True)
-    once.fixed(images[1], train=True)
-    assert calls == [False, False, True, True]
+    torch.testing.assert_close(once.fixed(x[:, :3]), expected[:, :3])
+    torch.testing.assert_close(once.fixed(x.clone()), expected)  # equal images, not the same tensor
+    torch.testing.assert_close(once.fixed(x.flip(1)), expected.flip(1))
+    torch.testing.assert_close(once.fixed(torch.cat([x[0, :1], x[0, :1]])), expected[0, [0, 0]])
+    assert counts == [(6, False), (4, False)]
+    once.fixed(x, train=True)
+    once.fixed(x, train=True)
+    assert counts[2:] == [(2, True)] * 2
 
 
 def test_a_learner_that_fixes_nothing_remembers_nothing():

@@ -242,6 +242,19 @@ def test_adapting_is_deterministic_and_leaves_the_method_as_it_was(method):
     assert all(parameter.grad is None for parameter in method.parameters())
 
 
+def test_remembering_images_changes_no_answer(method):
+    of, quick, before = episode(), method.remembering(), copy.deepcopy(method.state_dict())
+    for _ in range(2):
+        adapted, again = method.adapt(of.support), quick.adapt(of.support)
+        assert adapted.keys() == again.keys()
+        for name in adapted:
+            torch.testing.assert_close(again[name], adapted[name], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            quick.logits(again, of.query.x), method.logits(adapted, of.query.x), rtol=1e-6, atol=1e-6
+        )
+    assert_same_state(method, before)
+
+
 def test_what_was_adapted_can_be_saved_and_loaded_to_the_bit(method, tmp_path):
     adapted = method.adapt(episode().support)
     checkpoint.save(tmp_path / "adapted.safetensors", adapted, {"n_way": N_WAY})

@@ -1,9 +1,9 @@
 """Who may ask the page for what, and how much of it."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from metalstm.app.cards import Card
 from metalstm.app.scratch import MAX_BYTES, make_room
 
 API = "/gradio_api"
@@ -37,7 +36,7 @@ class Event(msgspec.Struct):
 
     fn_index: int
     session_hash: Annotated[str, Meta(min_length=1, max_length=64)]
-    data: Annotated[list[Annotated[list[Card], Meta(max_length=100)] | None], Meta(max_length=10)]
+    data: Annotated[list[msgspec.Raw], Meta(max_length=10)]
     trigger_id: int | None = None
 
 
@@ -59,12 +58,14 @@ class Guard:
     Args:
         app: The page.
         folder: Where uploads go. The oldest files in it make room for new ones.
-        n_inputs: The number of inputs of each event.
+        inputs: The types of the inputs of each event, as msgspec takes them.
         n_waiting: Gives the number of events of a session that wait or run.
     """
 
-    def __init__(self, app: ASGIApp, folder: Path, n_inputs: Mapping[int, int], n_waiting: Callable[[str], int]):
-        self._app, self._folder, self._n_inputs, self._n_waiting = app, folder, n_inputs, n_waiting
+    def __init__(
+        self, app: ASGIApp, folder: Path, inputs: Mapping[int, Sequence[Any]], n_waiting: Callable[[str], int]
+    ):
+        self._app, self._folder, self._inputs, self._n_waiting = app, folder, inputs, n_waiting
         self._receiving = 0  # bytes of the uploads that are under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,10 +136,13 @@ class Guard:
         """An event as the page has them."""
         try:
             event = msgspec.json.decode(body, type=Event)
+            kinds = self._inputs.get(event.fn_index)
+            if kinds is None or len(event.data) != len(kinds):
+                raise Refusal(400, "no event of this page: another number of inputs")
+            pairs = zip(event.data, kinds, strict=True)
+            data = [msgspec.json.decode(value, type=kind) for value, kind in pairs]
         except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             raise Refusal(400, f"no event of this page: {error}") from error
-        if len(event.data) != self._n_inputs.get(event.fn_index):
-            raise Refusal(400, "no event of this page: another number of inputs")
         if self._n_waiting(event.session_hash) >= MAX_WAITING:
             raise Refusal(429, "wait for the answers before asking for more")
-        return msgspec.json.encode(event)
+        return msgspec.json.encode(msgspec.structs.asdict(event) | {"data": data})

@@ -8,14 +8,17 @@ import threading
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import fastapi
 import gradio as gr
 import uvicorn
 from gradio.themes import Base, Soft
+from msgspec import Meta
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp
 
+from metalstm.app.cards import Card
 from metalstm.app.guard import Guard
 from metalstm.app.page import page
 from metalstm.classifier import Classifier
@@ -28,6 +31,7 @@ CSS = Path(__file__).with_name("app.css")
 MAX_SESSIONS = 200  # whose classifiers are kept; then the one that was not used for longest is forgotten
 MAX_EVENTS = 200  # of all sessions that wait
 MAX_CONNECTIONS = 500
+SentCards = Annotated[list[Card], Meta(max_length=100)] | None
 END_SECONDS = 0.5  # for requests that are still answered
 
 
@@ -72,10 +76,17 @@ def guarded(blocks: gr.Blocks, folder: Path) -> ASGIApp:
         css_paths=CSS,
     )
     waiting = blocks._queue.pending_event_ids_session
-    n_inputs = {number: len(event.inputs) for number, event in blocks.fns.items()}
-    guard = Guard(app, folder, n_inputs, lambda session: len(waiting.get(session, ())))
+    inputs = {number: [_kind(each) for each in event.inputs] for number, event in blocks.fns.items()}
+    guard = Guard(app, folder, inputs, lambda session: len(waiting.get(session, ())))
     # A site whose name an attacker has pointed to this machine sends that name as the host.
     return TrustedHostMiddleware(guard, [HOST, "localhost"], www_redirect=False)
+
+
+def _kind(part: Any) -> Any:
+    """The type of what the page sends of one of its parts; of a State it sends None."""
+    if isinstance(part, gr.Radio):
+        return Literal[tuple(value for _, value in part.choices)]
+    return SentCards
 
 
 def _listening(port: int | None) -> socket.socket:
@@ -108,12 +119,22 @@ def _answering(app: ASGIApp, listener: socket.socket) -> Iterator[None]:
 
 
 def _theme() -> Base:
-    """The soft theme of gradio with the fonts of the system, and with enough contrast on buttons."""
+    """The soft theme of gradio with the fonts of the system, and with enough contrast."""
     return Soft(font=["system-ui", "sans-serif"], font_mono=["monospace"]).set(
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_dark="*primary_600",
         button_primary_background_fill_hover="*primary_700",
         button_primary_background_fill_hover_dark="*primary_700",
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_padding="0",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        checkbox_border_color="*neutral_400",
+        checkbox_label_background_fill_selected="*primary_600",
+        checkbox_label_background_fill_selected_dark="*primary_600",
         button_secondary_background_fill_dark="*neutral_700",
         button_secondary_background_fill_hover_dark="*neutral_800",
     )

@@ -4,12 +4,14 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from msgspec import Meta
+from torch import Tensor
 
+from metalstm.errors import UserError
 from metalstm.images import Preprocessing
 from metalstm.settings import Finite, Positive, to_dict
 
@@ -39,6 +41,7 @@ class Backbone(ABC):
         preprocessing: What makes the pixels of an image.
         n_features: Numbers of a feature.
         input: What is done to the pixels; None for a network that brings this along.
+        of_torch: Whether it has `torch_features`, with which exporters go on.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Backbone(ABC):
     preprocessing: Preprocessing
     n_features: int
     input: Input | None = None
+    of_torch: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -67,6 +71,22 @@ class Backbone(ABC):
         Raises:
             UserError: The network cannot take them.
         """
+
+    def torch_features(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n n_features"]:
+        """`compute` by operations of torch, which an exporter can follow.
+
+        Args:
+            x: Values in 0..1; drawings with dark paper.
+        """
+        raise NotImplementedError
+
+    def onnx_model(self) -> Any:
+        """`compute` as a model of ONNX, from `images` to `features`, for a network that is not of torch.
+
+        Raises:
+            UserError: It cannot be one.
+        """
+        raise UserError(f"{self.name} cannot be a part of an ONNX file: pass --head-only")
 
     @property
     def key(self) -> bytes:

@@ -16,6 +16,7 @@ from metalstm.images import Preprocessing
 
 EXAMPLE = '{"size": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}'
 MOST_FEATURES = 2**16  # numbers of a feature
+OPSET, IR = 18, 10  # of exported files: what torch.onnx writes
 
 
 class OnnxFile(Backbone):
@@ -84,6 +85,55 @@ class OnnxFile(Backbone):
             parts.append(self._run(padded)[: len(part)])
         return np.concatenate(parts)
 
+    def onnx_model(self) -> Any:
+        """The file, with what is done to pixels in front of it.
+
+        Raises:
+            UserError: It takes a fixed number of images or float16, or its operations are too old to be converted.
+        """
+        import onnx
+        from onnx import TensorProto, compose, helper, version_converter
+
+        if self._n:
+            raise UserError(f"{self.name} takes {self._n} images at a time, so it cannot be exported: pass --head-only")
+        if self._dtype is np.float16:  # onnxruntime leaves out roundings between this network and what is around it
+            raise UserError(f"{self.name} takes float16, so its answers would differ: pass --head-only")
+        assert self.input is not None
+        net = onnx.load(self.name)
+        del net.metadata_props[:]
+        try:
+            net = version_converter.convert_version(net, OPSET) if _opset(net) < OPSET else net
+        except Exception as error:  # of onnx's own kinds
+            raise UserError(
+                f"{self.name} cannot be converted to opset {OPSET} ({cut(_line(error))}): export it anew with that "
+                "one, or pass --head-only"
+            ) from error
+        values = {"mean": self.input.mean, "std": self.input.std, "white": (255.0,)}
+        numbers = [helper.make_tensor(name, TensorProto.FLOAT, [len(each)], each) for name, each in values.items()]
+        size = self.input.size
+        nodes = [
+            helper.make_node("Cast", ["images"], ["bytes"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["bytes", "white"], ["shares"]),
+            helper.make_node("Sub", ["shares", "mean"], ["centered"]),
+            helper.make_node("Div", ["centered", "std"], ["scaled"]),
+            helper.make_node("Transpose", ["scaled"], ["x"], perm=[0, 3, 1, 2]),
+        ]
+        inputs = [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", size, size, 3])]
+        outputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, size, size])]
+        first = helper.make_graph(nodes, "pixels", inputs, outputs, numbers)
+        last = helper.make_graph(
+            [helper.make_node("Flatten", ["y"], ["features"])],
+            "features",
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", self.n_features])],
+        )
+        models = [helper.make_model(graph, opset_imports=net.opset_import) for graph in (first, last)]
+        for each in (*models, net):
+            each.ir_version = max(IR, net.ir_version)
+        net = compose.add_prefix(net, "backbone/")
+        before = compose.merge_models(models[0], net, [("x", f"backbone/{self._in}")])
+        return compose.merge_models(before, models[1], [(f"backbone/{self._out}", "y")], outputs=["features"])
+
     def _run(self, x: np.ndarray) -> Float[np.ndarray, "n n_features"]:
         try:
             (values,) = self._session.run([self._out], {self._in: np.ascontiguousarray(x)})
@@ -98,6 +148,10 @@ class OnnxFile(Backbone):
         if not 1 <= shape[1] <= MOST_FEATURES or self.n_features not in (0, shape[1]):
             raise UserError(f"{self.name} gives {shape[1]:,} numbers for an image: 1 to {MOST_FEATURES:,} are possible")
         return values.reshape(len(x), -1).astype(np.float32)
+
+
+def _opset(model: Any) -> int:
+    return next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
 
 
 def read_input(path: Path, network: Path) -> Input:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from metalstm import checkpoint, devices
 from metalstm.backbones.base import Backbone, Input
@@ -25,6 +26,8 @@ class OwnCheckpoint(Backbone):
         sha256: Checksum of the checkpoint.
         device: Where to compute.
     """
+
+    of_torch = True
 
     def __init__(
         self, name: str, config: RunConfig, learner: Learner, network: Network, sha256: str, device: torch.device
@@ -58,4 +61,8 @@ class OwnCheckpoint(Backbone):
         if self.preprocessing.drawing:
             pixels = np.stack([dark_paper(image) for image in pixels])
         x = torch.tensor(pixels, device=self._device).movedim(-1, -3).float() / 255
-        return self._learner.features(self._body, self._learner.fixed(x), self._moments)[0].cpu().numpy()
+        return self.torch_features(x).cpu().numpy()
+
+    def torch_features(self, x: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n n_features"]:
+        """The features of images in 0..1; drawings have dark paper."""
+        return self._learner.features(self._body, self._learner.fixed(x), self._moments)[0]

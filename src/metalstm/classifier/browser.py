@@ -8,9 +8,11 @@ from pathlib import Path
 from metalstm import files
 from metalstm.classifier import export, runtime
 from metalstm.classifier.classifier import Classifier
+from metalstm.errors import UserError
 from metalstm.templates import environment
 
 FOLDER = Path(__file__).with_name("page")
+MOST = 150_000_000  # bytes of the network: a browser has them in memory several times
 
 
 def to_html(classifier: Classifier, path: Path, archive: Path | None = None) -> None:
@@ -25,9 +27,14 @@ def to_html(classifier: Classifier, path: Path, archive: Path | None = None) -> 
         archive: onnxruntime-web, as `runtime.load` takes it.
 
     Raises:
-        UserError: As `export.to_onnx` and `runtime.load`.
+        UserError: As `export.to_onnx` and `runtime.load`; or the network is too large for a page.
     """
     model = export.onnx_model(classifier)
+    if len(model) > MOST:
+        raise UserError(
+            f"the page would have a network of {len(model):,} bytes, more than {MOST:,}: pass --format onnx, or take a "
+            "smaller backbone"
+        )
     import onnxruntime  # after `onnx_model`, which says how to install it
 
     about, licenses = export.metadata(classifier), Path(onnxruntime.__file__).parent

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from metalstm import backbones, checkpoint, recipes
 from metalstm.backbones import Backbone, Input
 from metalstm.classifier import files
-from metalstm.classifier.choosing import check_head, check_same, on_features
+from metalstm.classifier.choosing import AUTO, check_head, check_same, on_features
 from metalstm.classifier.cross_validation import CrossValidation, Estimate, cross_validate, learning_curve
 from metalstm.classifier.inputs import (
     Embed,
@@ -81,7 +81,7 @@ class Classifier:
         backbone: A frozen network instead of a checkpoint, as `metalstm.backbones.load` takes it: an ONNX file, or the
             network of a checkpoint.
         head: What learns from the backbone's features: one of `metalstm.heads.HEADS`, or `auto`, which takes the best
-            by cross-validation.
+            by cross-validation. One of `HEADS` without a backbone learns from the features of the checkpoint's network.
 
     Attributes:
         classes_: The labels, sorted.
@@ -147,7 +147,7 @@ class Classifier:
         self.left_out_ = []
         learner, examples = self._examples_of(images, labels)
         task = learner.task(examples.pixels, examples.labels, self.seed)
-        method, support, adapted = learner.method, task.support, None
+        method, support, adapted = learner.remembering, task.support, None
         for number, watched in enumerate(method.watch(support), 1):
             adapted = watched.adapted
             with torch.no_grad():
@@ -403,7 +403,7 @@ class Classifier:
 
     def _learn(self, learner: MetaLearner, examples: Examples) -> None:
         task = learner.task(examples.pixels, examples.labels, self.seed)
-        self._finish(learner, examples, task, learner.method.adapt(task.support))
+        self._finish(learner, examples, task, learner.remembering.adapt(task.support))
 
     def _known(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
         """The meta-learner and the pixels of some images, or of those that were learned from."""
@@ -417,8 +417,8 @@ class Classifier:
     def _examples_of(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
         """The meta-learner for some images, and their pixels."""
         check_seed(self.seed)
-        if self.backbone is not None:
-            return self._on_backbone(self.backbone, images, labels)
+        if self.backbone is not None or self.head != AUTO:
+            return self._on_backbone(images, labels)
         images = as_list(images)
         labels, named = as_labels(labels, len(images)), names(images)
         while True:
@@ -431,14 +431,15 @@ class Classifier:
             images, named = ([each[number] for number in read.good] for each in (images, named))
             labels = as_labels(labels[read.good], len(images))
 
-    def _on_backbone(self, backbone: str | Path, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
+    def _on_backbone(self, images: Any, labels: Any) -> tuple[MetaLearner, Examples]:
         """As `_examples_of`, with features instead of pixels."""
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and self.backbone is not None:
             raise UserError("a checkpoint and a backbone: give one of them, --checkpoint or --backbone")
         check_head(self.head)
         images = as_list(images)
         labels = as_labels(labels, len(images))
-        self._backbone = backbones.load(backbone, self.device)
+        given = self.checkpoint if self.backbone is None else self.backbone
+        self._backbone = backbones.load(choose(images, labels) if given is None else given, self.device)
         if self.framing is not None:
             self._backbone.preprocessing = changed(self._backbone.preprocessing, "framing", self.framing)
         read = self._read(self._backbone.preprocessing, images, partial(backbones.features, self._backbone))
@@ -457,14 +458,20 @@ class Classifier:
         Raises:
             UserError: The backbone is missing, or another one than that which made the classifier.
         """
-        if not (facts := self.meta.get("backbone")):
-            return None
+        return partial(backbones.features, self.frozen()) if self.meta.get("backbone") else None
+
+    def frozen(self) -> Backbone:
+        """The backbone of a classifier that has one.
+
+        Raises:
+            UserError: It is missing, or another one than that which made the classifier.
+        """
         if self._backbone is None:
-            kept = from_dict(Input, facts["input"]) if facts.get("input") else None
-            self._backbone = backbones.load(self.backbone, self.device, kept)
+            kept = self.meta["backbone"].get("input")
+            self._backbone = backbones.load(self.backbone, self.device, kept and from_dict(Input, kept))
         check_same(self._backbone, self.meta)
         self._backbone.preprocessing = self.preprocessing
-        return partial(backbones.features, self._backbone)
+        return self._backbone
 
     def _again(self) -> MetaLearner:
         """The meta-learner of a classifier that was loaded."""

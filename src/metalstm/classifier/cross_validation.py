@@ -141,7 +141,8 @@ def held_out(
     if n_shot is not None:
         seen = np.concatenate([seen[labels[seen] == c][:n_shot] for c in np.unique(labels)])
     task = learner.task(pixels[seen], labels[seen], seed)
-    return learner.network(learner.method.adapt(task.support), task).answers(pixels[fold == k])[0]
+    network = learner.network(learner.remembering.adapt(task.support), task, remembering=True)
+    return network.answers(pixels[fold == k])[0]
 
 
 def learning_curve(learner: MetaLearner, examples: Examples, seed: int) -> dict[int, Estimate]:

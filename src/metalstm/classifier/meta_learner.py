@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import log
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,11 @@ class MetaLearner:
         pixels = preprocessing(config, framing)
         return cls(method.to(device), pixels, meta.get("calibration") or [], background, kept, device)
 
+    @cached_property
+    def remembering(self) -> Method:
+        """The method for many support sets of the same images; it embeds no image twice if that can be."""
+        return self.method.remembering()
+
     def task(self, pixels: Pixels, labels: np.ndarray, seed: int) -> Task:
         """The support set of some images.
 
@@ -106,7 +112,7 @@ class MetaLearner:
             return None
         _, first = np.unique(task.rows, return_index=True)
         support = task.support
-        features, y = self.method.features(adapted, support.x[first]), support.y[first]
+        features, y = self.remembering.features(adapted, support.x[first]), support.y[first]
         background = self.background
         if background is not None and (background.shape[1:], background.dtype) != (features.shape[1:], features.dtype):
             raise UserError(
@@ -116,8 +122,16 @@ class MetaLearner:
         references = References.of(features, y, support.n_way, background)
         return references, threshold(calibration, references.left_out_scores(features, y))
 
-    def network(self, adapted: Adapted, task: Task, references: References | None = None) -> Network:
+    def network(
+        self, adapted: Adapted, task: Task, references: References | None = None, remembering: bool = False
+    ) -> Network:
         """The network that it became by adapting to a task; without references, it gives no scores.
+
+        Args:
+            adapted: What it learned.
+            task: What it learned from.
+            references: What features are compared with.
+            remembering: Whether it is asked about images that were, or will be, seen more than once.
 
         Raises:
             UserError: Adapting has diverged.
@@ -127,7 +141,8 @@ class MetaLearner:
         except ValueError as error:
             raise UserError(f"adapting has diverged ({error}): take another --checkpoint") from error
         heat = temperature(self.calibration(task))
-        return Network(self.method, adapted, self.preprocessing, heat, self.device, references)
+        method = self.remembering if remembering else self.method
+        return Network(method, adapted, self.preprocessing, heat, self.device, references)
 
     def describe(self, task: Task, seed: int, threshold: float | None = None) -> dict[str, Any]:
         """All plain values of the classifier that it became by adapting to a task."""

@@ -44,7 +44,8 @@ class Adapt(Command):
     with the weights that timm names or, `timm:NAME=FILE.safetensors`, those of a file."""
     head: str = "auto"
     """What learns from the features of the backbone: `meta-lstm`, `logistic`, `class-means` or `tip-adapter`; `auto`
-    takes the best by cross-validation."""
+    takes the best by cross-validation. Without `--backbone`, one of the four learns from the features of the
+    checkpoint's network, and `auto` means the checkpoint's own method."""
     add: Path | None = None
     """A classifier that keeps its images: learn anew from these and the folder's, of its classes or new ones. It is
     replaced unless `--out` names another file."""
@@ -70,8 +71,6 @@ class Adapt(Command):
         """Learn, save, and report the accuracy."""
         listing = labeled_files(self.images, class_folders(self.images))
         files = listing.images
-        if self.head != "auto" and not self.backbone:
-            raise UserError(f"--head {self.head} learns from the features of a backbone: pass --backbone, too")
         if self.add and self.checkpoint:
             raise UserError("--add takes the meta-learner of the classifier: leave out --checkpoint")
         if self.add and self.framing:
@@ -88,6 +87,11 @@ class Adapt(Command):
         if self.add:
             classifier = Classifier.load(self.add, device, self.backbone)
             if self.head != "auto":
+                if not classifier.meta.get("backbone"):
+                    raise UserError(
+                        f"{self.add} learns by the method of {classifier.checkpoint_}, not by a head: leave out "
+                        "--head, or adapt to all images anew, without --add"
+                    )
                 classifier.head = self.head
             classifier.skip_bad = self.skip_bad
             learn = classifier.add
@@ -105,13 +109,15 @@ class Adapt(Command):
         console.print(f"{self.images}: {', '.join(f'{n} {name}' for n, name in counts)}", soft_wrap=True)
         if max(classifier.meta["images"]) > (most := MAX_SUPPORT // len(classifier.classes_)):
             console.print(f"learned from {most} images of each class, drawn at random", soft_wrap=True)
-        if facts := classifier.meta.get("backbone"):
-            console.print(_why(facts), soft_wrap=True)
-        elif self.checkpoint is None and not self.add:
+        facts = classifier.meta.get("backbone")
+        if self.checkpoint is None and not self.add and not self.backbone:
             kind = "drawings" if classifier.preprocessing.drawing else "photos"
             n_shot = np.mean(classifier.meta["images"])
             reason = f"for {kind}, {n_shot:.3g} a class; --checkpoint takes another"
-            console.print(f"meta-learner: {classifier.checkpoint_} ({reason})", soft_wrap=True)
+            what = "network" if facts else "meta-learner"
+            console.print(f"{what}: {classifier.checkpoint_} ({reason})", soft_wrap=True)
+        if facts:
+            console.print(_why(facts), soft_wrap=True)
         console.print(f"{out}: the classifier; now: metalstm predict {out} IMAGES", soft_wrap=True)
         self._report(classifier, left_out)
 

@@ -44,6 +44,7 @@ class Learner(nn.Module, ABC):
     shapes: dict[str, tuple[int, ...]]  # of the body's parameters in theta, in order
     n_moments: int = 0
     bf16: bool = False
+    light: ClassVar[bool] = False  # whether `build` makes no tensors, so that its sizes can be asked at no cost
 
     @classmethod
     def build(cls, settings: Any, image_shape: Sequence[int], generator: torch.Generator) -> "Learner":

@@ -17,6 +17,7 @@ class Convolutional(Learner):
     """A learner with batch normalization, whose settings have `mirror` and `unit_features`; a subclass embeds."""
 
     settings: Any
+    light = True
     length = sqrt(128)  # of unit features, whatever the network and the size of images: the same rates suit their heads
 
     @abstractmethod

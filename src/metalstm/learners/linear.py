@@ -21,6 +21,8 @@ class Linear(Learner):
         settings: As below.
     """
 
+    light = True
+
     @dataclass(frozen=True)
     class Settings(LearnerSettings):
         """What is done to the features."""

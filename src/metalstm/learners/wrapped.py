@@ -54,18 +54,20 @@ class Wrapped(Learner):
 
 
 class FixedOnce(Wrapped):
-    """A learner that remembers what `fixed` gave for the images that it has seen, as a search sees them many times."""
+    """A learner that remembers what `fixed` gave for each image that it has seen, as a search sees them many times."""
 
     def __init__(self, learner: Learner):
         super().__init__(learner)
-        self._seen: dict[tuple[bytes, torch.Size], Tensor] = {}
+        self._seen: dict[bytes, Tensor] = {}
 
     def fixed(self, x: Float[Tensor, "*tasks n channels height width"], train: bool = False) -> Float[Tensor, "..."]:
         """As the learner's; without gradients."""
         if train or type(self.learner).fixed is Learner.fixed:  # the latter computes nothing
             return self.learner.fixed(x, train)
-        key = hashlib.blake2b(x.cpu().numpy().tobytes()).digest(), x.shape
-        if key not in self._seen:
+        images = x.flatten(0, -4)
+        keys = [hashlib.blake2b(image.tobytes()).digest() for image in images.cpu().numpy()]
+        new = {key: place for place, key in enumerate(keys) if key not in self._seen}
+        if new:
             with torch.no_grad():
-                self._seen[key] = self.learner.fixed(x)
-        return self._seen[key]
+                self._seen |= zip(new, self.learner.fixed(images[list(new.values())]), strict=True)
+        return torch.stack([self._seen[key] for key in keys]).unflatten(0, x.shape[:-3])

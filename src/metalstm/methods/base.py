@@ -167,6 +167,13 @@ class Method(nn.Module, ABC):
     def adapt(self, support: Support) -> Adapted:
         """Learn from a support set; deterministic, and leaves the method as it was."""
 
+    def remembering(self) -> "Method":
+        """The same method for many support sets of the same images.
+
+        It embeds no image twice, if what it sees of an image does not depend on what it has adapted to.
+        """
+        return self
+
     def features(
         self, adapted: Adapted, x: Float[Tensor, "*tasks n channels height width"]
     ) -> Float[Tensor, "*tasks n n_features"]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from metalstm.console import track
 from metalstm.data import ImagesByClass
 from metalstm.episodes import BatchSampler, Episode, Support
-from metalstm.learners import Learner
+from metalstm.learners import FixedOnce, HeadOnly, Learner
 from metalstm.methods.base import Adapted, Method, Network, Tuning, check_neighbors, copy_network, score
 from metalstm.optimizers import InnerOptimizer
 
@@ -70,6 +70,13 @@ class OnFeatures(Method):
         """Embed the support set, and `fit`."""
         with torch.no_grad():
             return self.fit(self.embed(support.x), support)
+
+    def remembering(self: M) -> M:
+        """With a learner that remembers features."""
+        network, other = self.network(), copy.copy(self)
+        other._modules = dict(self._modules)
+        other.learner = FixedOnce(HeadOnly(self.learner, network.body, network.moments))
+        return other
 
     def features(
         self, adapted: Adapted, x: Float[Tensor, "*tasks n channels height width"]

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from metalstm.errors import unknown
-from metalstm.learners import FixedOnce, Learner
+from metalstm.learners import Learner
 from metalstm.methods.base import Recipe, Row, RunConfig, Tuning
 from metalstm.methods.gradient import Epochs, GradientMethod, InnerLoop
 from metalstm.methods.pretrained import on_pretrained
@@ -74,7 +74,7 @@ class Finetune(GradientMethod):
 
     def tune(self, tuning: Tuning) -> dict[str, Any]:
         """The rule, its settings and the number of steps that are best on meta-val."""
-        method = self.with_inner_loop(learner=FixedOnce(self.learner))
+        method = self.remembering()
         choices = [
             Choice(**tuning.keep(rule, lambda rule=rule: asdict(tune_rule(rule, method, tuning))))
             for rule in self.settings.rules

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from metalstm.episodes import Episode, Support
 from metalstm.errors import UserError
-from metalstm.learners import HeadOnly, Learner
+from metalstm.learners import FixedOnce, HeadOnly, Learner
 from metalstm.methods.base import (
     Adapted,
     Gates,
@@ -250,6 +250,10 @@ class GradientMethod(Method):
         """The query loss and accuracy at the final theta, normalized as `train_query_norm` says."""
         adapted = self._adapt(batch.support, self.settings.train_query_norm, train=True)
         return score(self.logits(adapted, batch.query.x, train=True), batch.query.y)
+
+    def remembering(self) -> "GradientMethod":
+        """With a learner that remembers what is fixed."""
+        return self.with_inner_loop(learner=FixedOnce(self.learner))
 
     def finish(self, step: Step, support: Support) -> Adapted:
         """What is adapted if the inner loop on `support` ends with `step`."""
