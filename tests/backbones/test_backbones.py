@@ -105,7 +105,10 @@ def test_features_that_are_not_finite_are_an_error(counted, monkeypatch):
     ("source", "said"),
     [
         ("net.pt2", "net.pt2: loading a .pt2 file can run code that is in it: export the network to ONNX"),
-        ("net.h5", "net.h5: no backbone: give an ONNX file (.onnx), or a checkpoint of metalstm (.safetensors)"),
+        (
+            "net.h5",
+            "net.h5: no backbone: give an ONNX file (.onnx), a checkpoint of metalstm (.safetensors), or timm:NAME",
+        ),
         ("", "backbone '': give a file, for example net.onnx, or the name of a checkpoint"),
         (3, "backbone 3: give a file, for example net.onnx, or the name of a checkpoint"),
         (Path("no.safetensors"), "no checkpoint at no.safetensors"),

@@ -7,10 +7,11 @@ from metalstm.backbones.base import Backbone, Input
 from metalstm.backbones.cache import features
 from metalstm.backbones.onnx_file import OnnxFile
 from metalstm.backbones.own_checkpoint import OwnCheckpoint
+from metalstm.backbones.timm_model import TimmModel
 from metalstm.errors import UserError, shown
 
 # What `--backbone` takes: the first of these that takes the name. A new one is a file in this folder and a line here.
-BACKBONES: tuple[type[Backbone], ...] = (OnnxFile, OwnCheckpoint)
+BACKBONES: tuple[type[Backbone], ...] = (TimmModel, OnnxFile, OwnCheckpoint)
 
 
 def load(source: Any, device: Any = "cpu", kept: Input | None = None) -> Backbone:
@@ -32,7 +33,9 @@ def load(source: Any, device: Any = "cpu", kept: Input | None = None) -> Backbon
     suffix = Path(source).suffix
     if suffix in (".pt2", ".pt", ".pth", ".bin", ".pkl"):
         raise UserError(f"{source}: loading a {suffix} file can run code that is in it: export the network to ONNX")
-    raise UserError(f"{source}: no backbone: give an ONNX file (.onnx), or a checkpoint of metalstm (.safetensors)")
+    raise UserError(
+        f"{source}: no backbone: give an ONNX file (.onnx), a checkpoint of metalstm (.safetensors), or timm:NAME"
+    )
 
 
 __all__ = ["BACKBONES", "Backbone", "Input", "features", "load"]

@@ -40,7 +40,8 @@ class Adapt(Command):
     suits the images (drawings or photos) and their number."""
     backbone: str | None = None
     """A frozen network instead of a meta-learner: an ONNX file that maps images to features, with a JSON file of the
-    same name that says what is done to images; or a checkpoint, whose network is taken."""
+    same name that says what is done to images; a checkpoint, whose network is taken; or `timm:NAME`, a model of timm,
+    with the weights that timm names or, `timm:NAME=FILE.safetensors`, those of a file."""
     head: str = "auto"
     """What learns from the features of the backbone: `meta-lstm`, `logistic`, `class-means` or `tip-adapter`; `auto`
     takes the best by cross-validation. Without `--backbone`, one of the four learns from the features of the

@@ -42,7 +42,7 @@ class Predict(Command):
     ]
     """Image files; folders, for all images in them; `-` to read paths from stdin, one on each line."""
     backbone: str | None = None
-    """The backbone's file, if the classifier has one and it is no longer where it was."""
+    """The backbone, as `metalstm adapt` takes it, if the classifier has one and its file is no longer where it was."""
     reject: bool = False
     """Answer "none of these" where an image is near to no class. Of images of the classes, nine in ten should pass."""
     crops: Annotated[int, Meta(ge=1, le=MAX_CROPS)] = 1
