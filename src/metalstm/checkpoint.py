@@ -7,7 +7,7 @@ ask for against the tensors in the file. So what loading costs is bounded by the
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -72,8 +72,12 @@ def save(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     files.write(path, serialize(tensors, metadata={"metalstm": text}))
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: Path, only: Container[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save` wrote; bfloat16 is read as float32.
+
+    Args:
+        path: The file.
+        only: Names of the tensors to read; all by default.
 
     Raises:
         UserError: The file is missing, damaged, not a checkpoint of metalstm, or has a number that is not finite.
@@ -91,7 +95,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             if not isinstance(meta, dict):
                 raise ValueError("its metadata are no object")
             json.dumps(meta, allow_nan=False)  # the reader takes NaN and 1e999
-            tensors = {name: _widened(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118
+            tensors = {name: _widened(file.get_tensor(name)) for name in names}
         check_finite(tensors)
         return tensors, meta
     except Exception as error:

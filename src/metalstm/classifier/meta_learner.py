@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from math import log
+from math import log, prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from metalstm import checkpoint, devices, settings
 from metalstm.classifier.calibration import nearest
@@ -64,7 +65,7 @@ class MetaLearner:
             "config": meta["config"],
             "meta_val": meta.get("meta_val"),
         }
-        background = checkpoint.load(path)[0].get(BACKGROUND)
+        background = checkpoint.load(path, only=[BACKGROUND])[0].get(BACKGROUND)
         if background is not None:
             background = background.to(device)
         pixels = preprocessing(config, framing)
@@ -170,12 +171,17 @@ def nearest_shipped(drawings: bool, n_shot: float) -> str:
     """The shipped checkpoint for drawings or photos with most weights; of several, the nearest in shots, in ratio."""
     fit = {}
     for name, path in checkpoint.shipped().items():
-        tensors, meta = checkpoint.load(path)
-        config = checkpoint.read_config(path, meta)
+        config = checkpoint.read_config(path, checkpoint.load(path, only=[])[1])
         if config.traits.drawing == drawings:
-            size = sum(tensor.numel() for each, tensor in tensors.items() if each != BACKGROUND)
-            fit[name] = -size, abs(log(config.n_shot / n_shot))
+            fit[name] = -_n_weights(path), abs(log(config.n_shot / n_shot))
     return min(fit, key=fit.__getitem__)
+
+
+def _n_weights(path: Path) -> int:
+    """Numbers in a checkpoint, without its background; no tensor is read."""
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name != BACKGROUND]  # noqa: SIM118
+        return sum(prod(file.get_slice(name).get_shape()) for name in names)
 
 
 def preprocessing(config: RunConfig, framing: str | None = None) -> Preprocessing:

@@ -21,7 +21,12 @@ COMMANDS = ("demo", "data", "train", "evaluate", "ablate", "table", "adapt", "pr
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `metalstm ARGV` and exit: status 0 on success, 2 on a user's mistake, 130 on Ctrl-C."""
+    """Run `metalstm ARGV` and exit: status 0 on success, 2 on a user's mistake, 130 on Ctrl-C.
+
+    Args:
+        argv: The words; by default those of this process, which then ends with the command.
+    """
+    is_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     _log_to_stderr()
     command = None
@@ -33,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if process.rank() is not None and not command.many_processes:
             raise UserError(f"{argv[0]} runs in one process, unlike train and evaluate: start it without torchrun")
         command.run()
-        if process.rank() is not None:
-            process.leave(0)
+        if is_process or process.rank() is not None:
+            process.leave(0, at_once=True)
     except KeyboardInterrupt:
         process.fail("interrupted", 130)
     except BrokenPipeError:

@@ -32,10 +32,15 @@ def fail(message: str, status: int) -> NoReturn:
     leave(status)
 
 
-def leave(status: int) -> NoReturn:
-    """Exit."""
-    if rank() is not None:
+def leave(status: int, at_once: bool = False) -> NoReturn:
+    """Exit.
+
+    Args:
+        status: Of the process.
+        at_once: Without the interpreter's own end, which takes half a second once torch is imported.
+    """
+    if at_once or rank() is not None:  # a thread of gloo that still runs may abort the interpreter's own end
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # a thread of gloo that still runs may abort the interpreter's own exit
+        os._exit(status)
     sys.exit(status)
