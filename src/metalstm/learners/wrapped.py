@@ -8,6 +8,8 @@ from torch import Tensor
 
 from metalstm.learners.base import Learner
 
+BATCH = 128  # images that `FixedOnce` computes at a time, which bounds memory
+
 
 class Wrapped(Learner):
     """Another learner, with the same theta. Subclasses change one thing.
@@ -68,6 +70,7 @@ class FixedOnce(Wrapped):
         keys = [hashlib.blake2b(image.tobytes()).digest() for image in images.cpu().numpy()]
         new = {key: place for place, key in enumerate(keys) if key not in self._seen}
         if new:
+            parts = images[list(new.values())].split(BATCH)
             with torch.no_grad():
-                self._seen |= zip(new, self.learner.fixed(images[list(new.values())]), strict=True)
+                self._seen |= zip(new, torch.cat([self.learner.fixed(part) for part in parts]), strict=True)
         return torch.stack([self._seen[key] for key in keys]).unflatten(0, x.shape[:-3])
