@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from on_folder import files_by_class
 from PIL import Image
 from whole_photos import SIDE, WIDTH, photo
 
@@ -75,7 +76,7 @@ def main() -> None:
     torch.set_num_threads(1)
     kernels.build()
     kernels.keep_memory()
-    classes = {path.name: sorted(path.iterdir()) for path in sorted(args.folder.iterdir()) if path.is_dir()}
+    classes = files_by_class(args.folder)
     for number, shape in enumerate(SHAPES):
         trials = [trial(classes, shape, [number, k]) for k in track(range(args.trials), shape)]
         mean, spread = np.mean(trials, 0), 1.96 * np.std(trials, 0, ddof=1) / len(trials) ** 0.5

@@ -21,6 +21,11 @@ from metalstm.evaluation import Accuracy, difference
 N_QUERY = 20  # images of a class to predict
 
 
+def files_by_class(folder: Path) -> dict[str, list[Path]]:
+    """The files in each class folder."""
+    return {path.name: sorted(path.iterdir()) for path in sorted(folder.iterdir()) if path.is_dir()}
+
+
 def main() -> None:
     """Print the accuracies and their differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -34,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(1)
     kernels.build()
     kernels.keep_memory()
-    classes = {path.name: sorted(path.iterdir()) for path in sorted(args.folder.iterdir()) if path.is_dir()}
+    classes = files_by_class(args.folder)
     for n_shot in args.shots:
         accuracies = {name: [] for name in args.checkpoints}
         for number in track(range(args.trials), f"{n_shot} of a class"):

@@ -10,6 +10,7 @@ import json
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,13 @@ def load(path: Path, only: Container[str] | None = None) -> tuple[dict[str, Tens
         raise UserError(
             f"{path} is damaged or not a checkpoint of metalstm ({reason}): get or train it anew"
         ) from error
+
+
+def n_numbers(path: Path, without: Container[str] = ()) -> int:
+    """Numbers in all tensors of a file that `load` reads, without some of them; no tensor is read."""
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name not in without]  # noqa: SIM118
+        return sum(prod(file.get_slice(name).get_shape()) for name in names)
 
 
 def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from metalstm.methods import METHODS, RunConfig
 from metalstm.settings import Traits
 from metalstm.training import record, train
 
-SMALL = {"filters": 2, "hidden_size": 1, "pretrain": 0, "val_episodes": 2, "val_every": 2}
+SMALL = {"filters": 2, "hidden_size": 1, "shared_head": True, "pretrain": 0, "val_episodes": 2, "val_every": 2}
 RUN_FILES = ("config.json", "metrics.jsonl", "run.json", "last.safetensors", "best.safetensors")
 IMAGES = list(np.random.RandomState(0).randint(0, 256, (6, 16, 16), np.uint8))
 LABELS = ["a", "b", "c"] * 2
@@ -37,7 +37,10 @@ def small(method: str, sets: MetaSets) -> RunConfig:
     """A run of a method, as small as it can be."""
     recipe = recipes.named(method, "best", Traits(), 1)
     config = recipes.run_config(sets, recipe, method, "best", n_way=3, n_shot=1, n_query=2)
-    config = recipes.with_changes(config, {name: v for name, v in SMALL.items() if recipes.has_setting(config, name)})
+    takes = {name: value for name, value in SMALL.items() if recipes.has_setting(config, name)}
+    if method == "from-random":  # which has no learned head to share
+        del takes["shared_head"]
+    config = recipes.with_changes(config, takes)
     return replace(config, training=replace(config.training, episodes=2 if METHODS[method].meta_trained else 0))
 
 

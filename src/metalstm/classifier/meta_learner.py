@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from math import log, prod
+from math import log
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from metalstm import checkpoint, devices, settings
 from metalstm.classifier.calibration import nearest
@@ -173,15 +172,8 @@ def nearest_shipped(drawings: bool, n_shot: float) -> str:
     for name, path in checkpoint.shipped().items():
         config = checkpoint.read_config(path, checkpoint.load(path, only=[])[1])
         if config.traits.drawing == drawings:
-            fit[name] = -_n_weights(path), abs(log(config.n_shot / n_shot))
+            fit[name] = -checkpoint.n_numbers(path, without=[BACKGROUND]), abs(log(config.n_shot / n_shot))
     return min(fit, key=fit.__getitem__)
-
-
-def _n_weights(path: Path) -> int:
-    """Numbers in a checkpoint, without its background; no tensor is read."""
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name != BACKGROUND]  # noqa: SIM118
-        return sum(prod(file.get_slice(name).get_shape()) for name in names)
 
 
 def preprocessing(config: RunConfig, framing: str | None = None) -> Preprocessing:
